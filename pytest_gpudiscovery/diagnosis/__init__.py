@@ -1,0 +1,1 @@
+"""The catalogue of causes (data) and the resolver: one primary cause, the rest are consequences."""

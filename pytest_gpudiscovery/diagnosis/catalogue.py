@@ -1,0 +1,103 @@
+"""The catalogue of causes: `data/causes/STAGE.json`, read once, looked up by id; stages never word a finding themselves.
+
+One entry:
+    {"id": "driver.cuinit.hang", "prerequisite": "P42", "stages": ["driver"], "kind": "blocking",
+     "severity": "blocker", "rank": 10, "summary": "cuInit(0) did not return within {deadline_s:g} s",
+     "explanation": "...", "next": "dmesg -T | grep -i xid", "action": "safe",
+     "explained_by": ["kernel.xid.fatal"], "sources": ["https://..."]}
+`summary`, `explanation` and `next` are str.format templates over the facts given to `finding()`. `rank` orders causes
+inside one stage (smaller is nearer to the root); `explained_by` lists causes (or prefixes ending in ".") that, when
+found as well, make this one their consequence.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pytest_gpudiscovery.model import SUMMARY_LIMIT, Action, Finding, Kind, Severity
+
+DATA = Path(__file__).parent / "data"
+
+
+@dataclass(frozen=True)
+class Cause:
+    """One entry of the catalogue, templates not yet filled in."""
+
+    id: str
+    prerequisite: str
+    stages: tuple[str, ...]
+    kind: Kind
+    severity: Severity
+    rank: int
+    summary: str
+    explanation: str
+    next: str
+    action: Action
+    explained_by: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    confidence: float = 0.9
+
+
+class _Missing(dict[str, Any]):
+    def __missing__(self, key: str) -> str:
+        return "?"  # a fact that was not seen must not turn a diagnosis into a traceback
+
+
+@functools.cache
+def causes() -> dict[str, Cause]:
+    """Return every cause by id, in the order of the file."""
+    found: dict[str, Cause] = {}
+    entries = [
+        entry for file in sorted((DATA / "causes").glob("*.json")) for entry in json.loads(file.read_text(encoding="utf-8"))
+    ]
+    for entry in entries:
+        if entry["id"] in found:
+            raise ValueError(f"cause {entry['id']} is defined twice")
+        found[entry["id"]] = Cause(
+            **{
+                **entry,
+                "stages": tuple(entry["stages"]),
+                "kind": Kind(entry["kind"]),
+                "severity": Severity(entry["severity"]),
+                "action": Action(entry["action"]),
+                "explained_by": tuple(entry.get("explained_by", ())),
+                "sources": tuple(entry.get("sources", ())),
+            }
+        )
+    return found
+
+
+def finding(
+    cause_id: str,
+    facts: Mapping[str, Any] | None = None,
+    *,
+    evidence: Any = None,
+    severity: Severity | None = None,
+    confidence: float | None = None,
+) -> Finding:
+    """Return cause CAUSE_ID filled in with FACTS; raises KeyError for an id that the catalogue lacks."""
+    cause = causes()[cause_id]
+    known = _Missing(facts or {})
+    summary = _fill(cause.summary, known)
+    return Finding(
+        cause=cause.id,
+        severity=severity or cause.severity,
+        summary=summary if len(summary) <= SUMMARY_LIMIT else summary[: SUMMARY_LIMIT - 1] + "…",
+        detail=_fill(cause.explanation, known),
+        evidence=evidence,
+        next=_fill(cause.next, known),
+        action=cause.action,
+        confidence=cause.confidence if confidence is None else confidence,
+    )
+
+
+def _fill(template: str, known: Mapping[str, Any]) -> str:
+    try:
+        return template.format_map(known)
+    except (ValueError, KeyError, IndexError, AttributeError, TypeError):
+        return template  # a fact of an unexpected type: say the sentence without it

@@ -1,0 +1,188 @@
+"""HostView: the one way to read facts of the host from files (sysfs, procfs, /dev, /etc).
+
+`LiveView` asks the kernel. `RecordedView` replays a recording made on a real machine (simulate/record.py), so that
+the same probe code runs on a simulated host. Errors are OSError with the errno of the real call in both.
+
+A recording is JSON: {"entries": {path: entry}} where entry is one of
+    {"type": "file", "mode": 0o444, "uid": 0, "gid": 0, "text": "..."}      (or "b64": "..." for bytes)
+    {"type": "dir",  "mode": ..., "uid": ..., "gid": ...}                   children are found by path
+    {"type": "link", "target": "..."}
+    {"type": "char", "mode": ..., "uid": ..., "gid": ..., "major": 195, "minor": 0, "open": "ENODEV"}   ("open" optional)
+    {"type": "error", "errno": "EACCES"}                                    every access fails so
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import json
+import os
+import posixpath
+import stat as stat_module
+from typing import Any, Protocol
+
+READ_LIMIT = 1 << 20  # bytes; a fact that needs more than this is read by its own probe
+
+
+class HostView(Protocol):
+    """How probes read the host."""
+
+    def read(self, path: str, limit: int = READ_LIMIT) -> bytes:
+        """Return at most LIMIT bytes of PATH; raises OSError."""
+
+    def listdir(self, path: str) -> list[str]:
+        """Return the sorted names in directory PATH; raises OSError."""
+
+    def stat(self, path: str) -> dict[str, Any]:
+        """Return {type, mode, uid, gid, major, minor, size} of PATH, symlinks followed; raises OSError."""
+
+    def readlink(self, path: str) -> str:
+        """Return the target of symlink PATH; raises OSError."""
+
+    def realpath(self, path: str) -> str:
+        """Return PATH with every symlink resolved; PATH itself where that fails."""
+
+    def open_device(self, path: str) -> None:
+        """Open PATH read-write, as CUDA does, and close it again; raises OSError."""
+
+
+class LiveView:
+    """The kernel's answers."""
+
+    def read(self, path: str, limit: int = READ_LIMIT) -> bytes:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO in its place must not block
+        try:
+            parts, left = [], limit
+            while left > 0 and (part := os.read(fd, min(left, 65536))):
+                parts.append(part)
+                left -= len(part)
+            return b"".join(parts)
+        finally:
+            os.close(fd)
+
+    def listdir(self, path: str) -> list[str]:
+        return sorted(os.listdir(path))
+
+    def stat(self, path: str) -> dict[str, Any]:
+        found = os.stat(path)
+        kinds = {stat_module.S_IFREG: "file", stat_module.S_IFDIR: "dir", stat_module.S_IFCHR: "char"}
+        kind = kinds.get(stat_module.S_IFMT(found.st_mode), "other")
+        return {
+            "type": kind,
+            "mode": stat_module.S_IMODE(found.st_mode),
+            "uid": found.st_uid,
+            "gid": found.st_gid,
+            "major": os.major(found.st_rdev) if kind == "char" else None,
+            "minor": os.minor(found.st_rdev) if kind == "char" else None,
+            "size": found.st_size,
+        }
+
+    def readlink(self, path: str) -> str:
+        return os.readlink(path)
+
+    def realpath(self, path: str) -> str:
+        return os.path.realpath(path)
+
+    def open_device(self, path: str) -> None:
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
+
+
+class RecordedView:
+    """A recorded host. Permissions are applied for the identity of the process that asks, as the kernel would."""
+
+    def __init__(self, entries: dict[str, dict[str, Any]]) -> None:
+        self._entries = dict(entries)
+        self._children: dict[str, set[str]] = {}
+        for path in list(self._entries):
+            while path != "/":
+                parent, name = posixpath.split(path)
+                self._children.setdefault(parent, set()).add(name)
+                path = parent
+
+    def _entry(self, path: str, hops: int = 0) -> tuple[str, dict[str, Any]]:
+        if hops > 40:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+        done = "/"
+        parts = [part for part in posixpath.normpath(path).split("/") if part]
+        for index, part in enumerate(parts):
+            done = posixpath.join(done, part)
+            entry = self._entries.get(done)
+            if entry is None and done not in self._children:
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+            if entry and entry["type"] == "error":
+                code = getattr(errno, entry["errno"])
+                raise OSError(code, os.strerror(code), path)
+            if entry and entry["type"] == "link":
+                target = posixpath.join(posixpath.dirname(done), entry["target"])
+                return self._entry(posixpath.join(target, *parts[index + 1 :]), hops + 1)
+        entry = self._entries.get(done, {"type": "dir", "mode": 0o755, "uid": 0, "gid": 0})
+        return done, entry
+
+    def _allowed(self, entry: dict[str, Any], wanted: int) -> bool:
+        if os.geteuid() == 0:
+            return True
+        mode = entry.get("mode", 0o644)
+        if entry.get("uid", 0) == os.geteuid():
+            mode >>= 6
+        elif entry.get("gid", 0) in (os.getegid(), *os.getgroups()):
+            mode >>= 3
+        return bool(mode & wanted == wanted)
+
+    def read(self, path: str, limit: int = READ_LIMIT) -> bytes:
+        _, entry = self._entry(path)
+        if entry["type"] == "dir":
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        if not self._allowed(entry, 4):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        if "b64" in entry:
+            return base64.b64decode(entry["b64"])[:limit]
+        return str(entry.get("text", "")).encode()[:limit]
+
+    def listdir(self, path: str) -> list[str]:
+        real, entry = self._entry(path)
+        if entry["type"] != "dir":
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+        return sorted(self._children.get(real, ()))
+
+    def stat(self, path: str) -> dict[str, Any]:
+        _, entry = self._entry(path)
+        return {
+            "type": entry["type"],
+            "mode": entry.get("mode", 0o755 if entry["type"] == "dir" else 0o644),
+            "uid": entry.get("uid", 0),
+            "gid": entry.get("gid", 0),
+            "major": entry.get("major"),
+            "minor": entry.get("minor"),
+            "size": entry.get("size", len(str(entry.get("text", "")))),
+        }
+
+    def readlink(self, path: str) -> str:
+        parent, _ = self._entry(posixpath.dirname(path))
+        entry = self._entries.get(posixpath.join(parent, posixpath.basename(path)))
+        if entry is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+        if entry["type"] != "link":
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
+        return str(entry["target"])
+
+    def realpath(self, path: str) -> str:
+        try:
+            return self._entry(path)[0]
+        except OSError:
+            return path
+
+    def open_device(self, path: str) -> None:
+        _, entry = self._entry(path)
+        if not self._allowed(entry, 6):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        if "open" in entry:
+            code = getattr(errno, entry["open"])
+            raise OSError(code, os.strerror(code), path)
+
+
+def open_view(spec: dict[str, Any]) -> HostView:
+    """Return the view that SPEC ({"kind": "live"} or {"kind": "recorded", "path": FILE}) names."""
+    if spec["kind"] == "live":
+        return LiveView()
+    with open(spec["path"], encoding="utf-8") as file:
+        return RecordedView(json.load(file)["entries"])

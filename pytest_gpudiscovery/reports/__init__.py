@@ -1,0 +1,1 @@
+"""Every report is a function of the verdict and of nothing else."""

@@ -1,0 +1,1 @@
+"""The packaged hardware suites: one module per stage, short assertions over stage records."""
