@@ -53,7 +53,9 @@ def causes() -> dict[str, Cause]:
     """Return every cause by id, in the order of the file."""
     found: dict[str, Cause] = {}
     entries = [
-        entry for file in sorted((DATA / "causes").glob("*.json")) for entry in json.loads(file.read_text(encoding="utf-8"))
+        entry
+        for file in sorted((DATA / "causes").glob("*.json"))
+        for entry in json.loads(file.read_text(encoding="utf-8"))
     ]
     for entry in entries:
         if entry["id"] in found:

@@ -43,7 +43,13 @@ class HostView(Protocol):
         """Return PATH with every symlink resolved; PATH itself where that fails."""
 
     def open_device(self, path: str) -> None:
-        """Open PATH read-write, as CUDA does, and close it again; raises OSError."""
+        """Open PATH read-write, as CUDA does, and close it again; raises OSError. May block as long as CUDA would."""
+
+    def access(self, path: str, wanted: int) -> bool:
+        """Return whether this process may use PATH so: WANTED is os.R_OK, os.W_OK and os.X_OK or-ed together."""
+
+    def kernel_log(self, limit: int = READ_LIMIT * 8) -> list[bytes]:
+        """Return the records of /dev/kmsg from the oldest on, at most LIMIT bytes of them; raises OSError."""
 
 
 class LiveView:
@@ -75,6 +81,7 @@ class LiveView:
             "major": os.major(found.st_rdev) if kind == "char" else None,
             "minor": os.minor(found.st_rdev) if kind == "char" else None,
             "size": found.st_size,
+            "mtime": found.st_mtime,
         }
 
     def readlink(self, path: str) -> str:
@@ -84,7 +91,31 @@ class LiveView:
         return os.path.realpath(path)
 
     def open_device(self, path: str) -> None:
-        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
+        # Not O_NONBLOCK: the driver would then put off the GPU's initialisation and answer 0 for a GPU that is stuck
+        # (open-gpu-kernel-modules, kernel-open/nvidia/nv.c, nv_try_lock_foreground_open).
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+
+    def access(self, path: str, wanted: int) -> bool:
+        return os.access(path, wanted, effective_ids=True)
+
+    def kernel_log(self, limit: int = READ_LIMIT * 8) -> list[bytes]:
+        fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        records: list[bytes] = []
+        try:
+            while limit > 0:
+                try:
+                    record = os.read(fd, 65536)  # one record a read; a smaller buffer than the record is EINVAL
+                except BlockingIOError:
+                    break  # the end of the log
+                except BrokenPipeError:
+                    continue  # records were overwritten meanwhile: the next read goes on with the oldest one left
+                if not record:
+                    break
+                records.append(record)
+                limit -= len(record)
+        finally:
+            os.close(fd)
+        return records
 
 
 class RecordedView:
@@ -93,11 +124,12 @@ class RecordedView:
     def __init__(self, entries: dict[str, dict[str, Any]]) -> None:
         self._entries = dict(entries)
         self._children: dict[str, set[str]] = {}
-        for path in list(self._entries):
-            while path != "/":
-                parent, name = posixpath.split(path)
+        for path in self._entries:
+            below = path
+            while below != "/":
+                parent, name = posixpath.split(below)
                 self._children.setdefault(parent, set()).add(name)
-                path = parent
+                below = parent
 
     def _entry(self, path: str, hops: int = 0) -> tuple[str, dict[str, Any]]:
         if hops > 40:
@@ -154,6 +186,7 @@ class RecordedView:
             "major": entry.get("major"),
             "minor": entry.get("minor"),
             "size": entry.get("size", len(str(entry.get("text", "")))),
+            "mtime": float(entry.get("mtime", 0)),
         }
 
     def readlink(self, path: str) -> str:
@@ -178,6 +211,30 @@ class RecordedView:
         if "open" in entry:
             code = getattr(errno, entry["open"])
             raise OSError(code, os.strerror(code), path)
+
+    def access(self, path: str, wanted: int) -> bool:
+        try:
+            _, entry = self._entry(path)
+        except OSError:
+            return False
+        if os.geteuid() == 0 and wanted & os.X_OK and entry["type"] == "file":
+            return bool(entry.get("mode", 0o644) & 0o111)  # root too needs one execute bit
+        return self._allowed(entry, wanted)
+
+    def kernel_log(self, limit: int = READ_LIMIT * 8) -> list[bytes]:
+        try:
+            restricted = self.read("/proc/sys/kernel/dmesg_restrict").strip() not in (b"", b"0")
+        except OSError:
+            restricted = False
+        if restricted and os.geteuid() != 0:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), "/dev/kmsg")
+        records: list[bytes] = []
+        for line in self.read("/dev/kmsg", limit).splitlines(keepends=True):
+            if line.startswith(b" ") and records:
+                records[-1] += line  # " KEY=value" lines belong to the record before them
+            else:
+                records.append(line)
+        return records
 
 
 def open_view(spec: dict[str, Any]) -> HostView:

@@ -1,1 +1,42 @@
 """Stages in the order that a person reads; see spec.py for what a stage is."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+
+from pytest_gpudiscovery.stages.spec import Judgement, Plan, StageInput, StageSpec
+
+BUILT = ("package", "service", "loopback", "kernel", "nvml", "driver", "enumeration", "runtime")
+
+
+def _nothing_to_run(*_: object) -> None:
+    return None
+
+
+def _no_judgement(_: StageInput) -> Judgement:
+    return Judgement((), "")
+
+
+def _later(number: int, name: str, title: str, after: tuple[str, ...]) -> StageSpec:
+    """A stage that the contract names and this version lacks: it has no answer, so it can never make a green."""
+    plan: Plan = _nothing_to_run
+    return StageSpec(number, name, title, after, 0.0, (), plan, _no_judgement, built=False)
+
+
+LATER = (
+    _later(9, "closure", "what dlopen(libggml-cuda.so) will do", ("package", "service")),
+    _later(10, "load", "the real dlopen in a throw-away child", ("closure",)),
+    _later(11, "backend", "ggml_backend_init", ("load", "driver")),
+    _later(12, "bootstrap", "Ollama's own discovery child", ("package", "service")),
+    _later(13, "serve", "a private ollama serve", ("bootstrap",)),
+    _later(14, "upgrade", "candidate against installed", ("bootstrap",)),
+)
+NAMES = (*BUILT, *(stage.name for stage in LATER))  # for checking options without importing a stage
+
+
+@functools.cache
+def table() -> dict[str, StageSpec]:
+    """Return every stage by name, ordered by number."""
+    built = [importlib.import_module(f"pytest_gpudiscovery.stages.{name}").SPEC for name in BUILT]
+    return {stage.name: stage for stage in sorted((*built, *LATER), key=lambda stage: stage.number)}

@@ -27,6 +27,9 @@ class RunContext:
     deadlines: Mapping[str, float] = field(default_factory=dict)  # stage -> seconds, from the command line
     run_dir: str = ""  # private directory of this run
     target: str = ""  # the stage that --gpu-until names, or the last one
+    run_until: float | None = None  # Unix time after which no further stage begins (--gpu-deadline)
+    notes: tuple[str, ...] = ()  # what could not be adopted or read while this context was built
+    adopted: Mapping[str, Any] = field(default_factory=dict)  # the verdict's `context` object
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,8 @@ class Judgement:
     applicable: bool = True
 
 
-# A plan is a generator-like list: probes to run one after another. A later probe may depend on earlier results, so a
-# plan is a function of the results so far that returns the next probe, or None when the stage has what it needs.
+# Probes run one after another and a later one may depend on what an earlier one saw, so a plan is a function of the
+# results so far that returns the next probe with its name, or None when the stage has what it needs.
 Plan = Callable[[RunContext, Mapping[str, StageRecord], Mapping[str, ChildResult]], "tuple[str, Probe] | None"]
 Judge = Callable[[StageInput], Judgement]
 
@@ -84,10 +87,20 @@ class StageSpec:
     touches_driver: bool = False  # False: runs also after a driver call hung
     soft_after: tuple[str, ...] = ()  # run before this one when required, but no gate (evidence only)
     ollama_budget_s: float | None = None
-    hang_causes: Mapping[str, str] = field(default_factory=dict)  # prefix of the open step -> cause id
+    hang_causes: Mapping[str, str] = field(default_factory=dict)  # prefix of the open step -> cause id; "" is the rest
+    crash_causes: Mapping[str, str] = field(default_factory=dict)  # likewise, for a child that a signal or exit() ended
+    optional: frozenset[str] = frozenset()  # probes whose ending the judgement handles itself (second witnesses)
+    built: bool = True  # False: named in the contract, not part of this version
 
 
-def passed(row: str, kind: Kind = Kind.BLOCKING, *, subject: str = "host", reason: str = "", observed: Any = None) -> Check:
+def deadline_for(context: RunContext, name: str, default_s: float) -> float:
+    """Return the deadline of stage NAME in seconds: the command line's, else DEFAULT_S times the scale."""
+    return context.deadlines.get(name, default_s * context.scale)
+
+
+def passed(
+    row: str, kind: Kind = Kind.BLOCKING, *, subject: str = "host", reason: str = "", observed: Any = None
+) -> Check:
     """Return a check that passed."""
     return Check(row, kind, subject, CheckOutcome.PASSED, reason, observed=observed)
 

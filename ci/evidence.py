@@ -1,0 +1,101 @@
+"""Keep the output of a real run under docs/evidence: stamped, redacted, with a checksum.
+
+    python ci/evidence.py NAME --file OUTPUT --command "..." --machine "one H100 80GB HBM3, driver 580.159.04"
+
+writes docs/evidence/NAME.txt (or .json): a header with commit, date, command, machine and SHA-256 of what follows, then
+the output with host names, GPU ids, addresses and private paths replaced. `--check` verifies every checksum.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+import subprocess
+import sys
+from datetime import datetime, timezone
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+EVIDENCE = ROOT / "docs" / "evidence"
+MARK = "-" * 100
+REDACTIONS = (
+    (re.compile(r"(GPU|MIG)-(?!00000000)[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"), r"\1-<id>"),
+    (re.compile(r"\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b"), "<mac>"),
+    (re.compile(r"\b(?!127\.)(?:\d{1,3}\.){3}\d{1,3}\b(?!\.\d)"), "<address>"),
+    (re.compile(r"(\"?hostname\"?\s*[:=]\s*\"?)[^\"\s,]+"), r"\1<host>"),
+    (re.compile(r"/(?:root|home/[^/\s\"']+|work)(?=/)"), "<home>"),
+)
+
+
+def redact(text: str) -> str:
+    """Return TEXT without what names a machine, a board or a person."""
+    for pattern, replacement in REDACTIONS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def commit() -> str:
+    """Return the commit of the tree that was run, with a mark when it had changes of its own."""
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    changed = subprocess.run(
+        ["git", "status", "--porcelain", "--", ".", ":!docs"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    return head.strip() + (" (with uncommitted changes)" if changed.strip() else "")
+
+
+def digest(text: str) -> str:
+    """Return the SHA-256 of TEXT in hexadecimal."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def write(name: str, text: str, command: str, machine: str) -> Path:
+    """Write docs/evidence/NAME with its header and return the path."""
+    body = redact(text)
+    header = "\n".join(
+        (
+            f"commit:  {commit()}",
+            f"date:    {datetime.now(timezone.utc).isoformat(timespec='seconds')}",
+            f"command: {redact(command)}",
+            f"machine: {machine}",
+            f"sha256:  {digest(body)} (of everything below the line)",
+            MARK,
+        )
+    )
+    EVIDENCE.mkdir(parents=True, exist_ok=True)
+    path = EVIDENCE / f"{name}.txt"
+    path.write_text(f"{header}\n{body}", encoding="utf-8")
+    return path
+
+
+def check() -> int:
+    """Return the number of evidence files whose checksum does not fit what they hold."""
+    wrong = 0
+    for path in sorted(EVIDENCE.glob("*.txt")):
+        header, _, body = path.read_text(encoding="utf-8").partition(f"{MARK}\n")
+        stamped = re.search(r"^sha256:\s+([0-9a-f]{64})", header, re.MULTILINE)
+        if stamped is None or stamped.group(1) != digest(body):
+            print(f"{path.relative_to(ROOT)}: the checksum does not fit its content", file=sys.stderr)
+            wrong += 1
+    return wrong
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?")
+    parser.add_argument("--file", type=Path)
+    parser.add_argument("--command", default="")
+    parser.add_argument("--machine", default="")
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    if options.check:
+        return min(1, check())
+    if not (options.name and options.file and options.command and options.machine):
+        parser.error("NAME, --file, --command and --machine are needed")
+    print(write(options.name, options.file.read_text(errors="replace"), options.command, options.machine))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,96 @@
+"""From all findings to one primary cause; the rest are consequences, or stand beside it.
+
+Ranking, in this order:
+1. Only a failed blocking check, or a stage that hung, crashed or could not be killed, is a candidate.
+2. A candidate whose catalogue entry is `explained_by` a cause that was also found (failed or warned) is its
+   consequence: it is listed under the explaining cause. Explanations are followed to their root.
+3. Of the roots, the smaller stage number comes first, then the smaller `rank` in the catalogue, then the subject,
+   then the cause id. So the result does not depend on the order in which findings are given.
+4. What is left beside the first root is an independent blocker, listed after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from pytest_gpudiscovery.diagnosis import catalogue
+from pytest_gpudiscovery.model import Blocker, CheckOutcome, Finding, Outcome, StageRecord
+
+
+@dataclass(frozen=True)
+class _Found:
+    record: StageRecord
+    number: int
+    subject: str
+    finding: Finding
+    failed: bool
+
+    @property
+    def key(self) -> tuple[int, int, str, str]:
+        cause = catalogue.causes().get(self.finding.cause)
+        return (self.number, cause.rank if cause else 0, self.subject, self.finding.cause)
+
+
+def resolve(records: Iterable[StageRecord], numbers: Mapping[str, int]) -> tuple[Blocker, ...]:
+    """Return the blockers of RECORDS, primary first; NUMBERS gives each stage's place in the order of reading."""
+    records = list(records)
+    found = sorted(
+        (
+            _Found(record, numbers[record.name], check.subject, finding, check.outcome is CheckOutcome.FAILED)
+            for record in records
+            for check, finding in record.findings
+            if check.outcome in (CheckOutcome.FAILED, CheckOutcome.WARNED)
+        ),
+        key=lambda item: item.key,
+    )
+    roots: dict[tuple[str, str, str], tuple[_Found, _Found, list[str]]] = {}
+    for item in found:
+        if not item.failed:
+            continue
+        root = _root(item, found)
+        entry = roots.setdefault((root.record.name, root.subject, root.finding.cause), (root, item, []))
+        if item.finding.cause != root.finding.cause:
+            entry[2].append(item.finding.cause)
+    ordered = sorted(roots.values(), key=lambda entry: entry[0].key)
+    return tuple(_blocker(root, blocked, consequences, records) for root, blocked, consequences in ordered)
+
+
+def _root(item: _Found, found: list[_Found]) -> _Found:
+    seen = {item.finding.cause}
+    while True:
+        cause = catalogue.causes().get(item.finding.cause)
+        explains = next(
+            (
+                other
+                for other in found
+                if other.finding.cause not in seen and cause and _matches(other.finding.cause, cause.explained_by)
+            ),
+            None,
+        )
+        if explains is None:
+            return item
+        seen.add(explains.finding.cause)
+        item = explains
+
+
+def _matches(cause: str, patterns: tuple[str, ...]) -> bool:
+    return any(cause == pattern or (pattern.endswith(".") and cause.startswith(pattern)) for pattern in patterns)
+
+
+def _blocker(root: _Found, blocked: _Found, consequences: list[str], records: list[StageRecord]) -> Blocker:
+    # The stage that is named is the one that stopped the gate; the cause is the root, which may lie in an earlier,
+    # merely warned stage (a fatal Xid in the kernel log explains the cuInit that hangs).
+    stage = blocked.record if not root.failed else root.record
+    explained = tuple(
+        record.name for record in records if record.outcome is Outcome.NOT_REACHED and record.blocked_by == stage.name
+    )
+    return Blocker(
+        stage=stage.name,
+        subject=root.subject,
+        outcome=stage.outcome,
+        cause=root.finding.cause,
+        summary=root.finding.summary,
+        explains=explained,
+        consequences=tuple(dict.fromkeys(consequences)),
+    )

@@ -1,0 +1,103 @@
+"""The first code of a supervised child: import what was shipped, change what Setup asks for, run one probe.
+
+The parent ships this text and every probe's in a memfd, because the child may run as somebody who cannot read our
+package and under another interpreter. A one-line stub behind `python -c` reads the memfd, executes this text and
+calls `main(payload)`. Nothing here may need more than Python 3.6's grammar: an interpreter that is too old must be
+able to say so.
+"""
+
+import json
+import os
+import sys
+
+OLDEST = (3, 10)
+REFUSED = 125  # exit code of a child that will not run the probe; the reason is in the journal
+
+
+class Shipped:
+    """Serves the modules that travelled in the payload; {name: [file name, source text, is a package]}."""
+
+    def __init__(self, sources):  # type: ignore[no-untyped-def]
+        self._sources = sources
+
+    def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]  # noqa: ARG002
+        """Return the spec of a shipped module, None for any other."""
+        if name not in self._sources:
+            return None
+        file, _, package = self._sources[name]
+        return type(sys.__spec__)(name, self, origin=file, is_package=package)  # importlib.machinery costs 1 ms
+
+    def create_module(self, spec):  # type: ignore[no-untyped-def]  # noqa: ARG002
+        """Let the import system create the module."""
+
+    def exec_module(self, module):  # type: ignore[no-untyped-def]
+        """Run the shipped text."""
+        file, text, _ = self._sources[module.__name__]
+        module.__file__ = file
+        exec(compile(text, file, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - this is an importer
+
+    def get_source(self, name):  # type: ignore[no-untyped-def]
+        """Return the text, for the source lines of tracebacks."""
+        return self._sources[name][1]
+
+
+def say(payload, line):  # type: ignore[no-untyped-def]
+    """Write LINE to the journal."""
+    os.write(payload["journal_fd"], (json.dumps(line) + "\n").encode())
+
+
+def refuse(payload, reason):  # type: ignore[no-untyped-def]
+    """End this child before its probe begins: REASON is why."""
+    say(payload, {"ev": "refused", "value": reason})
+    os._exit(REFUSED)
+
+
+def flush():  # type: ignore[no-untyped-def]
+    """Push out what Python buffered; a probe may have closed or filled its own output."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            pass
+
+
+def main(payload):  # type: ignore[no-untyped-def]
+    """Run the probe that PAYLOAD names. Ends the process: 0 with an answer, 1 with a traceback, REFUSED, or as told."""
+    if len(sys.argv) == 3 and not os.read(payload["go_fd"], 1):
+        os._exit(REFUSED)  # the supervisor was interrupted before it learnt our pid: nobody could ever end us
+    for name in set(os.environ) - set(payload["env_names"]):
+        del os.environ[name]  # Python's own locale coercion sets LC_CTYPE
+    if sys.version_info < OLDEST:
+        refuse(payload, "%s is Python %d.%d; 3.10 is needed" % ((sys.executable,) + sys.version_info[:2]))  # noqa: UP031, RUF005
+    sys.meta_path.insert(0, Shipped(payload["sources"]))
+    from pytest_gpudiscovery.probes import setup  # noqa: PLC0415 - served by the line above
+    from pytest_gpudiscovery.probes.journal import Journal  # noqa: PLC0415
+
+    journal = Journal(payload["journal_fd"])
+    reason = setup.apply(payload, journal)
+    if reason is not None:
+        refuse(payload, reason)
+    if payload["sys_path"] and list(sys.version_info[:2]) == payload["python"]:
+        sys.path.extend(path for path in payload["sys_path"] if path not in sys.path)
+    say(payload, {"ev": "begin"})
+    if payload["traceback_after_s"]:
+        import faulthandler  # noqa: PLC0415
+
+        faulthandler.dump_traceback_later(payload["traceback_after_s"])
+    try:
+        name = "pytest_gpudiscovery.probes." + payload["module"]
+        __import__(name)
+        journal.answer(sys.modules[name].probe(payload["request"], journal))
+    except Exception:
+        import traceback  # noqa: PLC0415
+
+        text = traceback.format_exc()
+        journal.observe("traceback", text)
+        try:
+            sys.stderr.write(text)
+        except (OSError, ValueError, AttributeError):
+            pass
+        flush()
+        os._exit(1)
+    flush()
+    os._exit(0)  # at once: destructors of a driver library must not undo an answer that was given
