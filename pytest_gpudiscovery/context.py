@@ -6,33 +6,84 @@ caller; never silently somebody else. Nothing here touches a driver, a network o
 
 from __future__ import annotations
 
-import grp
+import json
 import os
-import pwd
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from pytest_gpudiscovery import profiles, unit_files
+from pytest_gpudiscovery.model import to_json
+from pytest_gpudiscovery.options import Settings, UsageProblem
+from pytest_gpudiscovery.stages.spec import RunContext
 from pytest_gpudiscovery.supervise.types import Identity, Setup
+from pytest_gpudiscovery.unit_files import Who
 
-UNIT_DIRECTORIES = (
-    "/etc/systemd/system",
-    "/run/systemd/system",
-    "/usr/local/lib/systemd/system",
-    "/usr/lib/systemd/system",
-)
 CAP_SYS_ADMIN, CAP_MKNOD = 21, 27
 # Python's, pytest's and coverage's own settings steer our interpreter, never the driver.
 OURS = ("PYTHON", "PYTEST_", "GPU_DISCOVERY_", "COVERAGE", "VIRTUAL_ENV", "ALLURE_", "_PYTEST")
+LIVE = {"kind": "live"}
+FILE = "context.json"
 
 
-@dataclass(frozen=True)
-class Who:
-    """The identity that probes get, and what is said about it in the verdict."""
+def build(settings: Settings, run_dir: str) -> RunContext:
+    """Return the context that SETTINGS ask for, prepared in the private directory RUN_DIR.
 
-    identity: Identity | None
-    source: str
-    not_adopted: tuple[Mapping[str, str], ...] = ()
+    Raises UsageProblem, with one line, for a profile, environment file or simulated host that cannot be used.
+    """
+    try:
+        profile = profiles.load(settings.profile)
+    except ValueError as error:
+        raise UsageProblem(f"--gpu-profile={settings.profile}: {error}") from None
+    env = child_environment(os.environ)
+    view: Mapping[str, Any] = LIVE
+    simulated = None
+    who = Who(None, "caller")
+    if settings.simulate is not None:
+        env, view, simulated = _simulate(settings.simulate, run_dir, env)
+    elif settings.as_service is not None:
+        who = _asked(settings.as_service)
+    else:
+        who = unit_files.service() or who
+    effective = capabilities()
+    setup = setup_for(who, os.geteuid(), effective)
+    adopted = describe(who, setup, effective)
+    may_adopt = who.identity is None or setup.identity is not None or who.identity.uid == os.geteuid()
+    return RunContext(
+        env=env if who.env is None or not may_adopt else dict(who.env),
+        cwd=(who.cwd if may_adopt else None) or "/",
+        setup=setup,
+        view=view,
+        profile=profile,
+        simulated=simulated,
+        ollama_path=settings.ollama,
+        allow_busy=settings.allow_busy,
+        scale=settings.scale,
+        deadlines=dict(settings.stage_timeout),
+        run_dir=run_dir,
+        target=settings.until or "",
+        run_until=time.time() + settings.deadline if settings.deadline is not None else None,
+        adopted=adopted,
+    )
+
+
+def save(context: RunContext) -> None:
+    """Keep CONTEXT in its run directory for the processes that take part; raises OSError."""
+    Path(context.run_dir, FILE).write_text(json.dumps(to_json(context)), encoding="utf-8")
+
+
+def load(run_dir: str) -> RunContext:
+    """Return the context that `save` kept in RUN_DIR; raises OSError or ValueError."""
+    data = json.loads(Path(run_dir, FILE).read_text(encoding="utf-8"))
+    setup = data.pop("setup")
+    identity = setup.pop("identity")
+    if identity is not None:
+        identity = Identity(**{**identity, "groups": tuple(identity["groups"])})
+    limits = {name: tuple(pair) for name, pair in setup.pop("limits").items()}
+    return RunContext(
+        **{**data, "setup": Setup(identity=identity, limits=limits, **setup), "notes": tuple(data["notes"])}
+    )
 
 
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -40,75 +91,26 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if not name.startswith(OURS)}
 
 
-def read_env_file(path: str) -> dict[str, str]:
-    """Return the NAME=VALUE lines of PATH (systemd EnvironmentFile form); raises OSError or ValueError with a line."""
-    found = {}
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        for number, raw in enumerate(file, 1):
-            line = raw.strip()
-            if not line or line[0] in "#;":
-                continue
-            name, equals, value = line.partition("=")
-            name = name.removeprefix("export ").strip()
-            if not equals or not name or not name.replace("_", "a").isalnum():
-                raise ValueError(f"{path}:{number}: expected NAME=VALUE, got {line[:40]!r}")
-            value = value.strip()
-            if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'":
-                value = value[1:-1]
-            found[name] = value
-    return found
+def _simulate(
+    text: str, run_dir: str, env: Mapping[str, str]
+) -> tuple[dict[str, str], Mapping[str, Any], Mapping[str, Any]]:
+    from pytest_gpudiscovery import simulate  # noqa: PLC0415  only a simulated run needs the compiler's half
 
-
-def service_identity(unit: str = "ollama.service", directories: tuple[str, ...] = UNIT_DIRECTORIES) -> Who | None:
-    """Return who systemd unit UNIT runs as by its files, None when this host has no such unit.
-
-    Drop-ins are read after the unit, as systemd does. A dynamic or unknown user cannot be adopted and is said.
-    """
-    settings: dict[str, str] = {}
-    where = next((d for d in directories if os.path.isfile(os.path.join(d, unit))), None)
-    if where is None:
-        return None
-    files = [os.path.join(where, unit)]
-    for directory in reversed(directories):
-        dropins = os.path.join(directory, unit + ".d")
-        if os.path.isdir(dropins):
-            files += [os.path.join(dropins, name) for name in sorted(os.listdir(dropins)) if name.endswith(".conf")]
-    for path in files:
-        settings.update(_service_section(path))
-    user = settings.get("User", "root") or "root"
     try:
-        entry = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
-    except KeyError:
-        return Who(None, "caller", ({"what": f"user {user} of {unit}", "why": "this host has no such user"},))
-    group = settings.get("Group", "")
+        host = simulate.prepare(simulate.parse(text), os.path.join(run_dir, "simulated"))
+    except simulate.SimulationError as error:
+        raise UsageProblem(f"--gpu-simulate={text}: {error}") from None
+    return {**env, **host.env}, host.view, host.describe
+
+
+def _asked(text: str) -> Who:
+    kind, _, name = text.partition(":")
+    if kind != "env":
+        raise UsageProblem(f"--gpu-as={text}: not part of this version; env:FILE is")
     try:
-        gid = (int(group) if group.isdigit() else grp.getgrnam(group).gr_gid) if group else entry.pw_gid
-        extra = {_group_id(name) for name in settings.get("SupplementaryGroups", "").split()}
-    except KeyError as error:
-        return Who(None, "caller", ({"what": f"group {error} of {unit}", "why": "this host has no such group"},))
-    groups = tuple(sorted({*os.getgrouplist(entry.pw_name, gid), *extra}))
-    return Who(Identity(entry.pw_uid, gid, groups, entry.pw_name), f"systemd unit {unit}")
-
-
-def _group_id(name: str) -> int:
-    return int(name) if name.isdigit() else grp.getgrnam(name).gr_gid
-
-
-def _service_section(path: str) -> dict[str, str]:
-    found: dict[str, str] = {}
-    section = ""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            lines = file.read(1 << 20).splitlines()
-    except OSError:
-        return found
-    for line in (raw.strip() for raw in lines):
-        if line.startswith("["):
-            section = line
-        elif section == "[Service]" and "=" in line and line[0] not in "#;":
-            name, _, value = line.partition("=")
-            found[name.strip()] = value.strip()
-    return found
+        return Who(None, f"environment file {name}", unit_files.read_env_file(name))
+    except (OSError, ValueError) as error:
+        raise UsageProblem(f"--gpu-as={text}: {error}") from None
 
 
 def capabilities() -> int:

@@ -13,6 +13,16 @@ from typing import Any
 from pytest_gpudiscovery.diagnosis.catalogue import DATA
 
 UNKNOWN_CAUSES = {"cuda": "driver.cuinit.error", "runtime": "runtime.error", "nvml": "nvml.error"}
+# CUresult (and cudaError_t) numbers that judgements ask for by name
+OUT_OF_MEMORY = 2
+STUB_LIBRARY = 34
+INSUFFICIENT_DRIVER = 35
+DEVICE_UNAVAILABLE = 46
+NO_DEVICE = 100
+JIT_COMPILER_NOT_FOUND = 221
+SYSTEM_NOT_READY = 802
+MPS_CONNECTION_FAILED = 805
+
 API_NAMES = {"cuda": "CUresult", "runtime": "cudaError_t", "nvml": "nvmlReturn_t"}
 
 
@@ -30,20 +40,20 @@ class Code:
     @property
     def label(self) -> str:
         """The code as people search for it: `100 CUDA_ERROR_NO_DEVICE`."""
-        return f"{self.code} {self.name}" if self.known else str(self.code)
+        return f"{self.code} {self.name}" if self.known else self.name
 
 
-def cuda(code: int) -> Code:
-    """Return what CUresult CODE means. Causes are those of cuInit."""
+def cuda(code: int | None) -> Code:
+    """Return what CUresult CODE means (None: the call gave none). Causes are those of cuInit."""
     return _lookup("cuda", code)
 
 
-def runtime(code: int) -> Code:
+def runtime(code: int | None) -> Code:
     """Return what cudaError_t CODE means."""
     return _lookup("runtime", code)
 
 
-def nvml(code: int) -> Code:
+def nvml(code: int | None) -> Code:
     """Return what nvmlReturn_t CODE means."""
     return _lookup("nvml", code)
 
@@ -64,7 +74,9 @@ def _data() -> dict[str, Any]:
     return loaded
 
 
-def _lookup(api: str, code: int) -> Code:
+def _lookup(api: str, code: int | None) -> Code:
+    if code is None:
+        return Code(-1, "no answer", "no answer", "The call gave no code.", UNKNOWN_CAUSES[api], known=False)
     found = _table(api).get(code)
     if found is not None:
         return found

@@ -3,10 +3,10 @@
 The parent ships this text and every probe's in a memfd, because the child may run as somebody who cannot read our
 package and under another interpreter. A one-line stub behind `python -c` reads the memfd, executes this text and
 calls `main(payload)`. Nothing here may need more than Python 3.6's grammar: an interpreter that is too old must be
-able to say so.
+able to say so. json, re, enum, signal and typing are not imported: together they double the start of a child.
 """
 
-import json
+import marshal
 import os
 import sys
 
@@ -15,16 +15,16 @@ REFUSED = 125  # exit code of a child that will not run the probe; the reason is
 
 
 class Shipped:
-    """Serves the modules that travelled in the payload; {name: [file name, source text, is a package]}."""
+    """Serves modules from {name: (file, text, is a package, marshalled code)}; the code only if COMPILED fits us."""
 
-    def __init__(self, sources):  # type: ignore[no-untyped-def]
-        self._sources = sources
+    def __init__(self, sources, compiled):  # type: ignore[no-untyped-def]
+        self._sources, self._compiled = sources, compiled
 
     def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]  # noqa: ARG002
         """Return the spec of a shipped module, None for any other."""
         if name not in self._sources:
             return None
-        file, _, package = self._sources[name]
+        file, _, package, _ = self._sources[name]
         return type(sys.__spec__)(name, self, origin=file, is_package=package)  # importlib.machinery costs 1 ms
 
     def create_module(self, spec):  # type: ignore[no-untyped-def]  # noqa: ARG002
@@ -32,24 +32,14 @@ class Shipped:
 
     def exec_module(self, module):  # type: ignore[no-untyped-def]
         """Run the shipped text."""
-        file, text, _ = self._sources[module.__name__]
+        file, text, _, code = self._sources[module.__name__]
         module.__file__ = file
-        exec(compile(text, file, "exec", dont_inherit=True), module.__dict__)  # noqa: S102 - this is an importer
+        unit = marshal.loads(code) if self._compiled else compile(text, file, "exec", dont_inherit=True)  # noqa: S302
+        exec(unit, module.__dict__)  # noqa: S102 - this is an importer
 
     def get_source(self, name):  # type: ignore[no-untyped-def]
         """Return the text, for the source lines of tracebacks."""
         return self._sources[name][1]
-
-
-def say(payload, line):  # type: ignore[no-untyped-def]
-    """Write LINE to the journal."""
-    os.write(payload["journal_fd"], (json.dumps(line) + "\n").encode())
-
-
-def refuse(payload, reason):  # type: ignore[no-untyped-def]
-    """End this child before its probe begins: REASON is why."""
-    say(payload, {"ev": "refused", "value": reason})
-    os._exit(REFUSED)
 
 
 def flush():  # type: ignore[no-untyped-def]
@@ -61,25 +51,40 @@ def flush():  # type: ignore[no-untyped-def]
             pass
 
 
+def execute(payload, index):  # type: ignore[no-untyped-def]
+    """Replace this process by interpreter INDEX of the payload. Raises OSError."""
+    isolated = ["-I"] if payload["site"] else ["-I", "-S"]
+    code = ["-X", "faulthandler", "-c", payload["stub"]] + sys.argv[1:3] + [str(index)]  # noqa: RUF005
+    os.execve(payload["interpreters"][index], [payload["interpreters"][index]] + isolated + code, dict(os.environ))  # noqa: RUF005, S606
+
+
 def main(payload):  # type: ignore[no-untyped-def]
     """Run the probe that PAYLOAD names. Ends the process: 0 with an answer, 1 with a traceback, REFUSED, or as told."""
-    if len(sys.argv) == 3 and not os.read(payload["go_fd"], 1):
-        os._exit(REFUSED)  # the supervisor was interrupted before it learnt our pid: nobody could ever end us
     for name in set(os.environ) - set(payload["env_names"]):
         del os.environ[name]  # Python's own locale coercion sets LC_CTYPE
     if sys.version_info < OLDEST:
-        refuse(payload, "%s is Python %d.%d; 3.10 is needed" % ((sys.executable,) + sys.version_info[:2]))  # noqa: UP031, RUF005
-    sys.meta_path.insert(0, Shipped(payload["sources"]))
+        for index in range(int(sys.argv[3]) + 1, len(payload["interpreters"])):
+            try:
+                execute(payload, index)
+            except OSError:
+                pass  # the next one, or the refusal below
+        # The journal's code is newer than this interpreter.
+        text = "%s is Python %d.%d, 3.10 is needed" % (sys.executable, sys.version_info[0], sys.version_info[1])  # noqa: UP031
+        os.write(payload["journal_fd"], ('{"ev": "refused", "value": "%s"}\n' % text).encode())  # noqa: UP031
+        os._exit(REFUSED)
+    compiled = sys.modules["_frozen_importlib_external"].MAGIC_NUMBER == payload["magic"]
+    sys.meta_path.insert(0, Shipped(payload["sources"], compiled))
     from pytest_gpudiscovery.probes import setup  # noqa: PLC0415 - served by the line above
     from pytest_gpudiscovery.probes.journal import Journal  # noqa: PLC0415
 
     journal = Journal(payload["journal_fd"])
     reason = setup.apply(payload, journal)
     if reason is not None:
-        refuse(payload, reason)
+        journal.refuse(reason)
+        os._exit(REFUSED)
     if payload["sys_path"] and list(sys.version_info[:2]) == payload["python"]:
         sys.path.extend(path for path in payload["sys_path"] if path not in sys.path)
-    say(payload, {"ev": "begin"})
+    journal.begin()
     if payload["traceback_after_s"]:
         import faulthandler  # noqa: PLC0415
 

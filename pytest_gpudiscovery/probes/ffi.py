@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import ctypes
 import os
-from typing import Any
 
 from pytest_gpudiscovery.probes.journal import Journal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing costs every probe 10 ms
+    from typing import Any
 
 # What to list of a process' maps: the driver's own libraries, the runtime, and the names that interposers use.
 DRIVER_WORDS = ("cuda", "nvidia", "nvml", "vgpu", "hami", "dxcore", "gemhook", "zluda", "cudart", "libnv")

@@ -96,7 +96,7 @@ class LiveView:
         os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
 
     def access(self, path: str, wanted: int) -> bool:
-        return os.access(path, wanted, effective_ids=True)
+        return os.access(path, wanted, effective_ids=os.access in os.supports_effective_ids)
 
     def kernel_log(self, limit: int = READ_LIMIT * 8) -> list[bytes]:
         fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -166,9 +166,12 @@ class RecordedView:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
         if not self._allowed(entry, 4):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return self._content(entry)[:limit]
+
+    def _content(self, entry: dict[str, Any]) -> bytes:
         if "b64" in entry:
-            return base64.b64decode(entry["b64"])[:limit]
-        return str(entry.get("text", "")).encode()[:limit]
+            return base64.b64decode(entry["b64"])
+        return str(entry.get("text", "")).encode()
 
     def listdir(self, path: str) -> list[str]:
         real, entry = self._entry(path)
@@ -185,7 +188,7 @@ class RecordedView:
             "gid": entry.get("gid", 0),
             "major": entry.get("major"),
             "minor": entry.get("minor"),
-            "size": entry.get("size", len(str(entry.get("text", "")))),
+            "size": entry.get("size", len(self._content(entry))),
             "mtime": float(entry.get("mtime", 0)),
         }
 

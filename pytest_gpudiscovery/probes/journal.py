@@ -5,15 +5,20 @@ A line is one of
     {"ev": "end", "id": n, "t": ..., "result": any JSON}
     {"ev": "observe", "key": name, "value": any JSON}      what is known so far; survives a later hang
     {"ev": "answer", "value": any JSON}                    the probe's answer; without it exit 0 is no answer
+    {"ev": "begin"}                                        setup is done, the probe's own code comes next
+    {"ev": "refused", "value": reason}                     setup failed: the probe must not run
 Half a line (the child died while it wrote) is harmless: the parent drops it.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import time
-from typing import Any
+from pytest_gpudiscovery.probes.wire import dumps
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # typing costs every probe 10 ms
+    from typing import Any
 
 
 class Step:
@@ -51,12 +56,20 @@ class Journal:
         """Give the probe's answer. Called once, by the child's entry point."""
         self._write({"ev": "answer", "value": value})
 
+    def begin(self) -> None:
+        """Say that setup is done. Called once, by the child's entry point."""
+        self._write({"ev": "begin"})
+
+    def refuse(self, reason: str) -> None:
+        """Say why the probe will not run. Called by the child's entry point, which then ends."""
+        self._write({"ev": "refused", "value": reason})
+
     def _start(self, name: str) -> int:
         self._count += 1
         self._write({"ev": "start", "id": self._count, "step": name, "t": time.monotonic()})
         return self._count
 
     def _write(self, line: dict[str, Any]) -> None:
-        data = (json.dumps(line, default=str) + "\n").encode()
+        data = (dumps(line) + "\n").encode()
         while data:  # a pipe takes large lines in pieces
             data = data[os.write(self._fd, data) :]

@@ -1,12 +1,15 @@
-"""What travels to a supervised child: the sources of the probes and the task, as JSON in a memfd."""
+"""What travels to a supervised child: the sources of the probes and the task, marshalled in a memfd."""
 
 from __future__ import annotations
 
 import functools
 import json
+import marshal
 import os
 import sys
 from collections.abc import Sequence
+from importlib.machinery import SourceFileLoader
+from importlib.util import MAGIC_NUMBER
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +18,21 @@ from pytest_gpudiscovery.supervise.types import Probe
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ("probes",)  # packages of pytest_gpudiscovery whose modules a probe may import
 
-# What `ps` shows; everything else is in the memfd. argv: memfd number, probe name[, number of interpreters tried].
+# What `ps` shows; everything else is in the memfd. argv: memfd number, probe name[, interpreters tried so far].
 STUB = (
-    "import os,sys,json;f=int(sys.argv[1]);P=json.loads(os.pread(f,os.fstat(f).st_size,0));"
+    "import os,sys,marshal;f=int(sys.argv[1]);P=marshal.loads(os.pread(f,os.fstat(f).st_size,0));"
     "G={'__name__':'boot'};exec(compile(P['boot'],P['boot_file'],'exec'),G);G['main'](P)"
 )
+MARSHAL_VERSION = 2  # every Python 3 reads it
+
+Source = tuple[str, str, bool, bytes]  # file, text, is a package, marshalled code of this interpreter
 
 
 @functools.cache
-def _shipped(packages: tuple[str, ...]) -> dict[str, tuple[str, str, bool]]:
-    """Return {module name: (file name for tracebacks, source text, is a package)} of PACKAGES and those above."""
-    sources = {ROOT.name: (f"{ROOT.name}/__init__.py", "", True)}
+def _shipped(packages: tuple[str, ...]) -> dict[str, Source]:
+    """Return the modules of PACKAGES by name, and an empty package above them."""
+    empty = marshal.dumps(compile("", ROOT.name, "exec"))
+    sources: dict[str, Source] = {ROOT.name: (f"{ROOT.name}/__init__.py", "", True, empty)}
     for package in packages:
         for path in sorted((ROOT / package).rglob("*.py")):
             sources.update([_entry(path, path.relative_to(ROOT.parent))])
@@ -33,19 +40,22 @@ def _shipped(packages: tuple[str, ...]) -> dict[str, tuple[str, str, bool]]:
 
 
 @functools.cache
-def _extra(directory: Path) -> dict[str, tuple[str, str, bool]]:
-    """Return the probes in DIRECTORY; raises ValueError when one would take a shipped probe's place."""
-    sources = dict(_entry(path, Path(ROOT.name, "probes", path.name)) for path in sorted(directory.glob("*.py")))
-    sources.pop(f"{ROOT.name}.probes", None)
+def _extra(directory: Path) -> dict[str, Source]:
+    """Return the probes in DIRECTORY; raises ValueError when one would take a shipped module's place."""
+    paths = (path for path in sorted(directory.glob("*.py")) if path.name != "__init__.py")
+    sources = dict(_entry(path, Path(ROOT.name, "probes", path.name)) for path in paths)
     if taken := sources.keys() & _shipped(SHIPPED).keys():
         raise ValueError(f"{directory}: {', '.join(sorted(taken))}: a shipped module has this name")
     return sources
 
 
-def _entry(path: Path, name: Path) -> tuple[str, tuple[str, str, bool]]:
-    package = name.name == "__init__.py"
-    parts = name.parent.parts if package else name.with_suffix("").parts
-    return ".".join(parts), (str(name), path.read_text(encoding="utf-8"), package)
+def _entry(path: Path, place: Path) -> tuple[str, Source]:
+    """Return name and source of the module in file PATH, as if it lay at PLACE (relative to our package's parent)."""
+    package = place.name == "__init__.py"
+    name = ".".join(place.parent.parts if package else place.with_suffix("").parts)
+    loader = SourceFileLoader(name, str(path))  # takes the code from __pycache__ when that is fresh
+    code = loader.get_code(name)
+    return name, (str(path), path.read_text(encoding="utf-8"), package, marshal.dumps(code))
 
 
 def pack(
@@ -60,13 +70,15 @@ def pack(
     if extra is not None:
         sources = {**sources, **_extra(extra)}
     setup, identity = probe.setup, probe.setup.identity
-    boot_file, boot_text, _ = sources[f"{ROOT.name}.probes.boot"]
+    boot_file, boot_text, *_ = sources[f"{ROOT.name}.probes.boot"]
     task: dict[str, Any] = {
         "boot": boot_text,
         "boot_file": boot_file,
+        "stub": STUB,
         "sources": sources,
+        "magic": MAGIC_NUMBER,
         "module": probe.module,
-        "request": dict(probe.request),
+        "request": json.loads(json.dumps(dict(probe.request))),
         "setup": {
             "identity": identity and {"uid": identity.uid, "gid": identity.gid, "groups": list(identity.groups)},
             "private_dev": setup.private_dev,
@@ -86,7 +98,7 @@ def pack(
         "parent_pid": os.getpid(),
         "traceback_after_s": traceback_after_s,
     }
-    data = json.dumps(task).encode()
+    data = marshal.dumps(task, MARSHAL_VERSION)
     fd = os.memfd_create("gpu-discovery-probe")
     try:
         view = memoryview(data)

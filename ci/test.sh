@@ -1,0 +1,18 @@
+#!/bin/bash
+# Every check of this repository that needs no GPU: style, types, tests; as root also the tests of an unprivileged user.
+# Arguments go to pytest (then only the tests run). Longer tiers: ci/versions.sh, ci/bench/*, ci/loader/*.
+EXTRAS=dev
+. "$(dirname "$0")/env.sh"
+cd "$here"
+set -o pipefail
+if [ $# -gt 0 ]; then
+  exec "$venv/bin/python" -m pytest "$@"
+fi
+"$venv/bin/ruff" check .
+"$venv/bin/ruff" format --check .
+"$venv/bin/mypy"
+"$venv/bin/python" ci/evidence.py --check
+"$venv/bin/python" -m pytest -q -n "${JOBS:-2}" --dist loadfile -rs
+if [ "$(id -u)" = 0 ]; then
+  ci/unprivileged.sh
+fi

@@ -1,0 +1,246 @@
+"""Facts of a dynamic loader: version, default directories, capabilities.
+
+From `ld.so --list-diagnostics` where glibc has it (2.34), which runs ld.so itself and no library; GLIBC_TUNABLES is passed
+on, so masked capabilities show. Otherwise (older, or a foreign root) from the loader's file: its version banner or name, the
+table of default directories in its read-only data, and /proc/cpuinfo.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import time
+
+from pytest_gpudiscovery.loader.files import Root
+from pytest_gpudiscovery.loader.problems import UNSUPPORTED, Refused
+from pytest_gpudiscovery.loader.record import dataclass
+from pytest_gpudiscovery.loader.rules import Rules, rules_for
+
+INTERPRETER = "/lib64/ld-linux-x86-64.so.2"
+ANSWER_SECONDS = 2.0  # --list-diagnostics takes 2 ms
+ANSWER_BYTES = 1 << 20
+LOADER_BYTES = 4 << 20
+LEVELS = ("x86-64-v4", "x86-64-v3", "x86-64-v2")
+ISA_BITS = {"x86-64-v2": 2, "x86-64-v3": 4, "x86-64-v4": 8}
+HWCAP_NAMES = ("sse2", "x86_64", "avx512_1")  # dl_x86_hwcap_flags, bit by bit
+# CPU flags of the psABI's micro-architecture levels, as /proc/cpuinfo spells them.
+LEVEL_FLAGS = (
+    ("x86-64-v2", "cx16 lahf_lm popcnt pni sse4_1 sse4_2 ssse3"),
+    ("x86-64-v3", "avx avx2 bmi1 bmi2 f16c fma abm movbe xsave"),
+    ("x86-64-v4", "avx512f avx512bw avx512cd avx512dq avx512vl"),
+)
+DEFAULT_DIRECTORIES = re.compile(rb"(?:/[A-Za-z0-9_./+-]*lib[A-Za-z0-9_./+-]*/\0){2,}")
+BANNER = re.compile(rb"(?:GNU libc|GNU C Library)[^\0]{0,100}? (?:release|development) version (\d+)\.(\d+)")
+FILE_NAME = re.compile(r"ld-(\d+)\.(\d+)\.so$")
+
+
+@dataclass(frozen=True)
+class HostLoader:
+    """A dynamic loader.
+
+    `directories` end in "/"; `subdirectories` are the candidates inside each directory, best first, ending in "" (the directory
+    itself); `hwcaps` the active glibc-hwcaps names; `isa` the GNU_PROPERTY_X86_ISA_1 bits of the CPU; `library` and `platform`
+    the values of $LIB and $PLATFORM; `source` how the facts were found.
+    """
+
+    path: str
+    version: tuple[int, int]
+    rules: Rules
+    directories: tuple[str, ...]
+    subdirectories: tuple[str, ...]
+    hwcaps: tuple[str, ...]
+    isa: int
+    library: str
+    platform: str
+    legacy_mask: int
+    configuration: str
+    source: str
+
+
+def host_loader(
+    path: str = INTERPRETER, root: Root | None = None, tunables: str | None = None, cpuinfo: str = "/proc/cpuinfo"
+) -> HostLoader:
+    """Return the facts of the loader at PATH; raises Refused (kind "unsupported") for musl and what is no glibc."""
+    root = root or Root()
+    if "ld-musl" in path:
+        raise Refused("musl's loader: recognised, its rules are not glibc's", path, UNSUPPORTED)
+    if root.prefix is None:
+        answer = parse_diagnostics(_ask(path, tunables))
+        if "path.system_dirs[0x0]" in answer and "version.version" in answer:
+            return _from_diagnostics(path, answer)
+    return _from_file(path, root, cpuinfo)
+
+
+def _ask(path: str, tunables: str | None) -> str:
+    """Return the output of PATH --list-diagnostics, "" when it does not answer in time or cannot be run."""
+    environment = {"GLIBC_TUNABLES": tunables} if tunables else {}
+    reader, writer = os.pipe()
+    try:
+        try:
+            actions = [(os.POSIX_SPAWN_DUP2, writer, 1), (os.POSIX_SPAWN_OPEN, 2, "/dev/null", os.O_WRONLY, 0)]
+            pid = os.posix_spawn(path, [path, "--list-diagnostics"], environment, file_actions=actions)
+        except (OSError, ValueError):
+            return ""
+        finally:
+            os.close(writer)
+        output, ended = _collect(reader, time.monotonic() + ANSWER_SECONDS)
+        if not ended:
+            os.kill(pid, 9)
+        os.waitpid(pid, 0)
+        return output.decode("utf-8", "replace") if ended else ""
+    finally:
+        os.close(reader)
+
+
+def _collect(reader: int, deadline: float) -> tuple[bytes, bool]:
+    parts: list[bytes] = []
+    size = 0
+    while size < ANSWER_BYTES and (left := deadline - time.monotonic()) > 0:
+        if not select.select([reader], [], [], left)[0]:
+            break
+        part = os.read(reader, 1 << 16)
+        if not part:
+            return b"".join(parts), True
+        parts.append(part)
+        size += len(part)
+    return b"", False
+
+
+def parse_diagnostics(text: str) -> dict[str, str]:
+    """Return the KEY=VALUE lines of --list-diagnostics, quotes removed; other lines are left out."""
+    pairs = (line.partition("=") for line in text.splitlines())
+    return {key: value.strip('"') for key, sign, value in pairs if sign}
+
+
+def _number(text: str) -> int:
+    try:
+        return int(text, 0)
+    except ValueError:
+        return 0
+
+
+def _version(text: str) -> tuple[int, int]:
+    numbers = [int(part) for part in text.split(".") if part.isdigit()]
+    return (numbers[0], numbers[1]) if len(numbers) > 1 else (0, 0)
+
+
+def _from_diagnostics(path: str, answer: dict[str, str]) -> HostLoader:
+    version = _version(answer["version.version"])
+    directories: list[str] = []
+    while (key := f"path.system_dirs[{len(directories):#x}]") in answer:
+        directories.append(answer[key])
+    names = answer.get("dl_hwcaps_subdirs", "").split(":")
+    active = _number(answer.get("dl_hwcaps_subdirs_active", "0"))
+    hwcaps = tuple(name for bit, name in enumerate(names) if name and active >> bit & 1)
+    mask = _number(answer.get("dl_hwcap", "0")) & _number(answer.get("dl_hwcap_important", "0"))
+    return _assemble(
+        path,
+        version,
+        tuple(directories),
+        hwcaps,
+        answer.get("dl_platform", ""),
+        mask,
+        library=answer.get("dl_dst_lib") or directories[0].strip("/"),
+        configuration=answer.get("path.sysconfdir", "/etc"),
+        source="--list-diagnostics",
+    )
+
+
+def _from_file(path: str, root: Root, cpuinfo: str) -> HostLoader:
+    real = root.real(path)
+    try:
+        data = root.read(real, LOADER_BYTES)
+    except (OSError, ValueError) as problem:
+        raise Refused(f"the loader cannot be read: {problem}", path, UNSUPPORTED) from None
+    version = _version_of(real, data, root)
+    if version is None:
+        raise Refused("no version of glibc is found in the loader or its libc.so.6", path, UNSUPPORTED)
+    table = DEFAULT_DIRECTORIES.search(data)
+    directories = tuple(part.decode() for part in table.group().split(b"\0") if part) if table else ("/lib64/", "/usr/lib64/")
+    intel, flags = _cpu(cpuinfo)
+    hwcaps = _levels(flags)
+    platform = "x86_64"
+    if intel and rules_for(version).legacy_hwcaps and {"avx2", "bmi1", "bmi2", "fma", "movbe", "popcnt", "abm"} <= flags:
+        platform = "xeon_phi" if {"avx512er", "avx512pf"} <= flags else "haswell"
+    mask = 2 | (4 if LEVELS[0] in hwcaps and intel else 0)
+    return _assemble(path, version, directories, hwcaps, platform, mask, directories[0].strip("/"), "/etc", "file")
+
+
+def _version_of(real: str, data: bytes, root: Root) -> tuple[int, int] | None:
+    name = FILE_NAME.search(real)
+    if name:
+        return int(name[1]), int(name[2])
+    found = BANNER.search(data)
+    if found is None:
+        try:
+            found = BANNER.search(root.read(os.path.dirname(real) + "/libc.so.6", LOADER_BYTES))
+        except OSError:
+            return None
+    return (int(found[1]), int(found[2])) if found else None
+
+
+def _cpu(path: str) -> tuple[bool, frozenset[str]]:
+    """Return (made by Intel, flags) of the first CPU."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            text = file.read(1 << 16)
+    except OSError:
+        return False, frozenset()
+    flags = next((line.partition(":")[2] for line in text.splitlines() if line.startswith("flags")), "")
+    return "GenuineIntel" in text, frozenset(flags.split())
+
+
+def _levels(flags: frozenset[str]) -> tuple[str, ...]:
+    found: list[str] = []
+    for name, wanted in LEVEL_FLAGS:
+        if not flags.issuperset(wanted.split()):
+            break
+        found.insert(0, name)
+    return tuple(found)
+
+
+def legacy_subdirectories(mask: int, platform: str) -> list[str]:
+    """Return the power set of legacy capability directories in the order of elf/dl-hwcaps.c (until 2.36)."""
+    names = [name for bit, name in enumerate(HWCAP_NAMES) if mask >> bit & 1]
+    names += [platform] if platform else []
+    names.append("tls")
+    return [
+        "".join(f"{names[bit]}/" for bit in reversed(range(len(names))) if chosen >> bit & 1)
+        for chosen in range((1 << len(names)) - 1, 0, -1)
+    ]
+
+
+def _assemble(
+    path: str,
+    version: tuple[int, int],
+    directories: tuple[str, ...],
+    hwcaps: tuple[str, ...],
+    platform: str,
+    mask: int,
+    library: str,
+    configuration: str,
+    source: str,
+) -> HostLoader:
+    rules = rules_for(version)
+    isa = 1 | sum(ISA_BITS.get(name, 0) for name in hwcaps)
+    if not rules.glibc_hwcaps:
+        hwcaps = ()
+    subdirectories = [f"glibc-hwcaps/{name}/" for name in hwcaps]
+    if rules.legacy_hwcaps:
+        subdirectories += legacy_subdirectories(mask, platform)
+    subdirectories.append("")
+    return HostLoader(
+        path=path,
+        version=version,
+        rules=rules,
+        directories=directories,
+        subdirectories=tuple(subdirectories),
+        hwcaps=hwcaps,
+        isa=isa,
+        library=library,
+        platform=platform or "x86_64",
+        legacy_mask=mask,
+        configuration=configuration,
+        source=source,
+    )

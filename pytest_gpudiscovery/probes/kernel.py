@@ -1,0 +1,166 @@
+"""Looks at the kernel's side of the driver: PCI devices, modules, what the driver says in /proc, the kernel log.
+
+Reads files only and opens no device node, so that it also answers when the driver hangs. What depends on who asks
+(nodes, libraries) is seen by the probe `nodes`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pytest_gpudiscovery.probes import facts, procdriver
+from pytest_gpudiscovery.probes.host import HostView, open_view
+from pytest_gpudiscovery.probes.journal import Journal
+
+PCI = "/sys/bus/pci/devices"
+NVIDIA = "0x10de"
+DISPLAY = ("0x0300", "0x0302")  # VGA controller and 3D controller: GPUs; an NVSwitch is a bridge (0x0680)
+MODULES = ("nvidia", "nvidia_uvm", "nvidia_modeset", "nvidia_drm", "nouveau", "nova_core", "vfio_pci")
+# Words of kernel log lines that are kept; the judgement reads them (diagnosis/kernellog.py).
+WORDS = (b"NVRM", b"nvidia", b"nouveau", b"PM: suspend", b"PM: hibernation", b"blocked for more than")
+KEPT = 2000  # log lines; the last ones, because they are the present
+
+
+def probe(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
+    """Return the facts of the host that do not depend on who asks; REQUEST: {"view"}."""
+    view = open_view(request["view"])
+    answer: dict[str, Any] = {}
+
+    def keep(key: str, value: Any) -> None:
+        answer[key] = value
+        journal.observe(key, value)
+
+    with journal.step(f"read {PCI}"):
+        keep("pci", pci_devices(view))
+    with journal.step("read /sys/module"):
+        keep("modules", modules(view))
+        keep("devices", devices(view))
+        keep("platform", platform(view))
+    with journal.step("read /proc/driver/nvidia/version"):
+        keep("version", module_version(view))
+    with journal.step("read /proc/driver/nvidia/params"):
+        keep("params", params(view))
+    with journal.step("read /dev/kmsg"):
+        keep("log", kernel_log(view))
+    with journal.step("read /proc/driver/nvidia/gpus"):
+        keep("proc_gpus", procdriver.gpus(view))
+        keep("mig", procdriver.has_mig(view))
+    return answer
+
+
+def pci_devices(view: HostView) -> dict[str, Any]:
+    """Return {"gpus": [...], "errno"}: NVIDIA display devices, one entry per function.
+
+    {"pci", "class", "device_id": "2330", "subsystem": "10de:16c1", "driver": name | None, "vf": bool, "numa", "width"}
+    """
+    try:
+        names = view.listdir(PCI)
+    except OSError as error:
+        return {"gpus": [], "errno": facts.errno_name(error)}
+    found = []
+    for name in names:
+        where = f"{PCI}/{name}"
+        kind = facts.text(view, f"{where}/class") or ""
+        if facts.text(view, f"{where}/vendor") != NVIDIA or not kind.startswith(DISPLAY):
+            continue
+        found.append(
+            {
+                "pci": name,
+                "class": kind[:6],
+                "device_id": _hex(facts.text(view, f"{where}/device")),
+                "subsystem": ":".join(
+                    _hex(facts.text(view, f"{where}/subsystem_{part}")) or "?" for part in ("vendor", "device")
+                ),
+                "driver": facts.link(view, f"{where}/driver"),
+                "vf": facts.link(view, f"{where}/physfn") is not None,
+                "numa": facts.text(view, f"{where}/numa_node"),
+                # 63 lanes is a register that reads as all ones: the device does not answer on the bus any more
+                "width": facts.text(view, f"{where}/current_link_width"),
+            }
+        )
+    return {"gpus": found, "errno": None}
+
+
+def modules(view: HostView) -> dict[str, Any]:
+    """Return name -> {"version": text | None} of those of MODULES that are loaded (/sys/module, /proc/modules)."""
+    loaded = {line.partition(" ")[0] for line in (facts.text(view, "/proc/modules") or "").splitlines()}
+    found = {}
+    for name in MODULES:
+        # A module that is not loaded can have a directory as well (parameters given at boot); initstate tells.
+        if facts.kind(view, f"/sys/module/{name}/initstate") is not None:
+            loaded.add(name)
+        if name in loaded:
+            found[name] = {"version": facts.text(view, f"/sys/module/{name}/version")}
+    return found
+
+
+def module_version(view: HostView) -> dict[str, Any]:
+    """Return {"version", "open", "errno"} of /proc/driver/nvidia/version."""
+    try:
+        text = view.read(f"{procdriver.PROC}/version", 65536).decode("utf-8", "replace")
+    except OSError as error:
+        return {"version": None, "open": None, "errno": facts.errno_name(error)}
+    return {**procdriver.parse_version(text), "errno": None}
+
+
+def devices(view: HostView) -> dict[str, Any]:
+    """Return {"nvidia": bool | None, "uvm": major | None}: what /proc/devices registers; None when it is hidden."""
+    text = facts.text(view, "/proc/devices")
+    if text is None:
+        return {"nvidia": None, "uvm": None}
+    found = procdriver.parse_devices(text)
+    return {"nvidia": procdriver.MAJOR in found, "uvm": procdriver.uvm_major(found)}
+
+
+def params(view: HostView) -> dict[str, int]:
+    """Return the module's parameters about device files: ModifyDeviceFiles, DeviceFileMode, DeviceFileUID, ...GID."""
+    pairs = facts.pairs(facts.text(view, f"{procdriver.PROC}/params") or "")
+    wanted = ("ModifyDeviceFiles", "DeviceFileMode", "DeviceFileUID", "DeviceFileGID", "EnableGpuFirmware")
+    return {
+        name: int(pairs[name]) for name in wanted if pairs.get(name, "").isascii() and pairs.get(name, "").isdigit()
+    }
+
+
+def platform(view: HostView) -> dict[str, bool]:
+    """Return what kind of place this is: container, WSL, Tegra."""
+    return {
+        "container": any(facts.kind(view, path) is not None for path in ("/.dockerenv", "/run/.containerenv")),
+        "wsl": facts.kind(view, "/dev/dxg") is not None,
+        "tegra": any(facts.kind(view, path) for path in ("/etc/nv_tegra_release", "/dev/nvhost-gpu")),
+    }
+
+
+def kernel_log(view: HostView) -> dict[str, Any]:
+    """Return {"lines", "errno", "uptime"}: the kernel log's lines about the driver, as /dev/kmsg has them.
+
+    `lines` are the last KEPT that match; `uptime` in seconds is the clock that their time stamps count on.
+    """
+    uptime = (facts.text(view, "/proc/uptime") or "").partition(" ")[0]
+    answer: dict[str, Any] = {"lines": [], "errno": None, "uptime": _float(uptime)}
+    try:
+        for record in view.kernel_log():
+            if any(word in record for word in WORDS):
+                answer["lines"].append(record.partition(b"\n")[0][:1000].decode("utf-8", "replace"))
+    except OSError as error:
+        answer["errno"] = facts.errno_name(error)
+    answer["lines"] = answer["lines"][-KEPT:]
+    return answer
+
+
+def _exists(view: HostView, path: str) -> bool:
+    try:
+        view.stat(path)
+    except OSError:
+        return False
+    return True
+
+
+def _hex(text: str | None) -> str | None:
+    return text[2:].lower() if text and text.startswith("0x") else None
+
+
+def _float(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -1,0 +1,160 @@
+"""Does what Ollama and its discovery child do over loopback and in the temporary directory, for real.
+
+Ollama up to 0.24 asks its child over HTTP on 127.0.0.1 and the child writes a small file to the temporary directory;
+later versions still bind a port (v0.20.0, llm/server.go, ml/device.go, runner/ollamarunner/runner.go).
+"""
+
+from __future__ import annotations
+
+# The C half of the module socket: the Python half costs 10 ms to import, a tenth of what this probe takes.
+import _socket
+import os
+import time
+from typing import Any
+
+from pytest_gpudiscovery.probes.facts import errno_name, number, text
+from pytest_gpudiscovery.probes.host import open_view
+from pytest_gpudiscovery.probes.journal import Journal
+
+REQUEST = b"GET /info HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+REPLY = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]"
+PATIENCE_S = 2.0  # for one TCP exchange between two sockets of this process
+BLOCK = b"\0" * 4096
+
+
+def probe(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
+    """Return {"lo", "hosts", "ports", "bind", "resolve", "tcp", "tmp"}; REQUEST: {"view", "tmpdir": str}."""
+    view = open_view(request["view"])
+    answer: dict[str, Any] = {}
+    with journal.step("read the state of lo"):
+        answer["lo"] = {name: text(view, f"/sys/class/net/lo/{name}") for name in ("operstate", "flags")}
+        answer["ports"] = port_range(text(view, "/proc/sys/net/ipv4/ip_local_port_range"))
+        answer["hosts"] = hosts_of(text(view, "/etc/hosts"), "localhost")
+    with journal.step("bind 127.0.0.1:0") as step:
+        listener, answer["bind"] = bind()
+        step.result = answer["bind"]
+    for key, value in answer.items():
+        journal.observe(key, value)
+    with journal.step("resolve localhost") as step:
+        answer["resolve"] = step.result = resolve("localhost")
+    journal.observe("resolve", answer["resolve"])
+    with journal.step("tcp 127.0.0.1") as step:
+        answer["tcp"] = step.result = exchange(listener) if listener is not None else None
+    journal.observe("tcp", answer["tcp"])
+    with journal.step(f"write a file in {request['tmpdir']}") as step:
+        answer["tmp"] = step.result = use_directory(request["tmpdir"])
+    return answer
+
+
+def bind() -> tuple[_socket.socket | None, dict[str, Any]]:
+    """Return a listening socket on 127.0.0.1 with a port that the kernel picked, and {"port", "errno"}."""
+    try:
+        listener = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1)
+    except OSError as error:
+        return None, {"port": None, "errno": errno_name(error)}
+    return listener, {"port": listener.getsockname()[1], "errno": None}
+
+
+def resolve(name: str) -> dict[str, Any]:
+    """Return {"addresses", "seconds", "error"} of getaddrinfo(NAME) for TCP."""
+    begun = time.monotonic()
+    try:
+        found = _socket.getaddrinfo(name, 0, 0, _socket.SOCK_STREAM)
+        error = None
+    except OSError as problem:
+        found, error = [], str(problem)
+    seconds = round(time.monotonic() - begun, 4)
+    return {"addresses": list(dict.fromkeys(str(item[4][0]) for item in found)), "seconds": seconds, "error": error}
+
+
+def exchange(listener: _socket.socket) -> dict[str, Any]:
+    """Send a request and a reply between LISTENER and a new socket; {"errno", "phase", "seconds"}.
+
+    errno "ETIMEDOUT" stands for an exchange that did not end within PATIENCE_S.
+    """
+    begun, phase = time.monotonic(), "connect"
+    client = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
+    listener.settimeout(PATIENCE_S)
+    client.settimeout(PATIENCE_S)
+    problem: str | None = None
+    try:
+        client.connect(listener.getsockname())
+        phase = "accept"
+        fd, _ = listener._accept()  # type: ignore[attr-defined]  # what socket.accept() itself calls
+        server = _socket.socket(fileno=fd)
+        server.settimeout(PATIENCE_S)
+        phase = "request"
+        client.send(REQUEST)
+        arrived = receive(server, len(REQUEST))
+        phase = "reply"
+        server.send(REPLY)
+        answered = receive(client, len(REPLY))
+        if (arrived, answered) != (REQUEST, REPLY):
+            problem = "EPROTO"  # something between the two sockets answers in our place
+        server.close()
+    except TimeoutError:
+        problem = "ETIMEDOUT"
+    except OSError as error:
+        problem = errno_name(error)
+    client.close()
+    return {
+        "errno": problem,
+        "phase": None if problem is None else phase,
+        "seconds": round(time.monotonic() - begun, 4),
+    }
+
+
+def receive(connection: _socket.socket, size: int) -> bytes:
+    """Return what CONNECTION delivers until SIZE bytes are there or the other side closes."""
+    data = b""
+    while len(data) < size and (part := connection.recv(size - len(data))):
+        data += part
+    return data
+
+
+def use_directory(path: str) -> dict[str, Any]:
+    """Create, write, sync and remove a small file in PATH; {"path", "errno", "phase", "free", "inodes", "seconds"}.
+
+    The name is removed before the data is written, so that no file is left behind when this process is killed.
+    """
+    begun, phase = time.monotonic(), "create"
+    answer: dict[str, Any] = {"path": path, "errno": None, "phase": None}
+    name = f"{path.rstrip('/')}/.gpu-discovery-{os.getpid()}-{time.monotonic_ns()}"
+    try:
+        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            phase = "unlink"
+            os.unlink(name)
+            phase = "write"
+            os.write(fd, BLOCK)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        answer |= {"errno": errno_name(error), "phase": phase}
+    try:
+        found = os.statvfs(path)
+        answer |= {"free": found.f_bavail * found.f_frsize, "inodes": found.f_favail if found.f_files else None}
+    except OSError:
+        answer |= {"free": None, "inodes": None}
+    return {**answer, "seconds": round(time.monotonic() - begun, 4)}
+
+
+def port_range(value: str | None) -> list[int] | None:
+    """Return [first, last] of ip_local_port_range, None when it cannot be read."""
+    found = [number(field) for field in (value or "").split()]
+    return [found[0], found[1]] if len(found) == 2 and found[0] is not None and found[1] is not None else None
+
+
+def hosts_of(lines: str | None, name: str) -> list[str] | None:
+    """Return the addresses that /etc/hosts LINES give NAME, None when the file cannot be read."""
+    if lines is None:
+        return None
+    found = []
+    for line in lines.splitlines():
+        fields = line.partition("#")[0].split()
+        if name in fields[1:]:
+            found.append(fields[0])
+    return found

@@ -1,0 +1,221 @@
+"""The terminal: one line per stage as it happens, progress while one is slow, the failure block, the verdict last."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Any
+
+import pytest
+from _pytest.terminal import TerminalReporter
+
+from pytest_gpudiscovery.model import Outcome, StageRecord, State, Verdict
+from pytest_gpudiscovery.reports import wording
+
+SHOW_PROGRESS_AFTER_S = 1.0
+TICK_S = 0.5
+COLOURS: Mapping[Outcome, str] = {
+    Outcome.PASSED: "green",
+    Outcome.WARNED: "yellow",
+    Outcome.FAILED: "red",
+    Outcome.TIMED_OUT: "red",
+    Outcome.CRASHED: "red",
+    Outcome.UNKILLABLE: "red",
+    Outcome.PROBE_ERROR: "red",
+    Outcome.INTERRUPTED: "yellow",
+}
+VERDICT_COLOURS: Mapping[State, str] = {
+    State.READY: "green",
+    State.DEGRADED: "yellow",
+    State.BLOCKED: "red",
+    State.INCOMPLETE: "yellow",
+}
+Running = Callable[[], "tuple[str, float, float] | None"]  # stage, begin in Unix time, deadline in seconds
+
+
+class GateReporter(TerminalReporter):  # type: ignore[misc]  # final for typing; plugins replace it all the same
+    """pytest's reporter when only packaged suites run: errors and warnings as ever, our lines instead of dots."""
+
+    @property
+    def showheader(self) -> bool:
+        """Ours is the only header."""
+        return False
+
+    @property
+    def showlongtestinfo(self) -> bool:
+        """One line per stage, not per item."""
+        return False
+
+    @property
+    def showfspath(self) -> bool:
+        """The suites' paths say nothing to a user."""
+        return False
+
+    @showfspath.setter
+    def showfspath(self, value: bool | None) -> None:
+        """pytest-xdist sets it."""
+
+    def _determine_show_progress_info(self) -> Any:
+        return False
+
+    def pytest_collection(self) -> None:
+        """Say nothing: collecting the suites takes no time."""
+
+    def report_collect(self, final: bool = False) -> None:
+        """Say nothing: how many items a stage has is of no interest."""
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        """Say nothing: the last line says what was interrupted."""
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_sessionfinish(
+        self, session: pytest.Session, exitstatus: int | pytest.ExitCode
+    ) -> Generator[None, None, None]:
+        """Let pytest and other plugins say what they have to; no blank line, no counts."""
+        yield
+        if exitstatus != pytest.ExitCode.INTERNAL_ERROR:
+            self.config.hook.pytest_terminal_summary(
+                terminalreporter=self, exitstatus=session.exitstatus, config=self.config
+            )
+
+
+class Console:
+    """Writes the gate's own lines. `quiet` leaves only the last one, `steps` adds every step of every stage."""
+
+    def __init__(self, config: pytest.Config, numbers: Mapping[str, int], *, quiet: bool, steps: bool) -> None:
+        self._config, self._numbers = config, numbers
+        self._quiet, self._steps = quiet, steps
+        self._progress = Progress(numbers)
+
+    def watch(self, running: Running) -> None:
+        """Show on a terminal how long the running stage has taken; RUNNING is asked twice a second."""
+        terminal = self._reporter
+        if not self._quiet and terminal is not None and terminal.hasmarkup and sys.stdout.isatty():
+            self._progress.start(running)
+
+    def stop(self) -> None:
+        """End what `watch` began."""
+        self._progress.stop()
+
+    def header(self, text: str, simulated: Mapping[str, Any] | None) -> None:
+        """Say first that nothing here is real, where that is so, and what is asked for."""
+        if simulated is not None:
+            self._line(f"SIMULATED host {simulated_words(simulated)}: this says nothing about this machine", bold=True)
+        self._line(text)
+
+    def note(self, text: str) -> None:
+        """Say TEXT once, however many processes meet it."""
+        self._line(f"note: {text}")
+
+    def stage(self, record: StageRecord) -> None:
+        """Say how one stage ended."""
+        duration = "" if record.outcome in _NOTHING_RAN else f"{record.duration_s:9.3f} s"
+        colour = COLOURS.get(record.outcome)
+        with self._writer() as write:
+            if write is None or self._quiet:
+                return
+            write(f"{wording.label(self._numbers[record.name], record.name):<16}")
+            write(f"{wording.words(record.outcome):<14}", **({colour: True} if colour else {}))
+            write(f"{duration:<11}  {record.summary}".rstrip() + "\n")
+            for step in record.steps if self._steps else ():
+                took = f"{step.duration_s:9.3f} s" if step.duration_s is not None else "  not ended"
+                result = "" if step.result is None else f"  {step.result}"
+                write(f"   {step.name:<40} {took}{result[:100]}\n")
+
+    def block(self, text: str) -> None:
+        """Say what failed, in the shape that all reports share."""
+        self._line("")
+        self._line(text)
+
+    def last(self, verdict: Verdict, exit_code: int, report: str | None) -> None:
+        """Say the verdict; always, and as the last line."""
+        if report is not None:
+            self._line(f"report: {report}")
+        text = wording.last_line(verdict, self._numbers, exit_code)
+        self._line(text, always=True, bold=True, **{VERDICT_COLOURS[verdict.verdict]: True})
+
+    def _line(self, text: str, *, always: bool = False, **markup: bool) -> None:
+        with self._writer() as write:
+            if write is not None and (always or not self._quiet):
+                write(text + "\n", **markup)
+
+    @property
+    def _reporter(self) -> Any:
+        return self._config.pluginmanager.get_plugin("terminalreporter")
+
+    @contextlib.contextmanager
+    def _writer(self) -> Iterator[Callable[..., None] | None]:
+        """Give a function that writes to the real terminal, also while pytest captures a test's output."""
+        capture = self._config.pluginmanager.get_plugin("capturemanager")
+        terminal = self._reporter
+        with capture.global_and_fixture_disabled() if capture is not None else contextlib.nullcontext():
+            self._progress.clear()
+            if terminal is None:
+                yield lambda text, **_: (sys.stdout.write(text), None)[1]
+                sys.stdout.flush()
+                return
+            terminal.ensure_newline()
+            yield terminal.write
+            terminal.flush()
+
+
+_NOTHING_RAN = (Outcome.NOT_REACHED, Outcome.NOT_SELECTED)
+
+
+def simulated_words(simulated: Mapping[str, Any]) -> str:
+    """Return "h100, fault driver.hang"."""
+    faults = simulated.get("faults") or ()
+    faults = [faults] if isinstance(faults, str) else faults
+    return ", ".join([str(simulated.get("host", "")), *(f"fault {fault}" for fault in faults)])
+
+
+class Progress:
+    """A line that is overwritten twice a second while a stage runs: its name, elapsed time and deadline."""
+
+    def __init__(self, numbers: Mapping[str, int]) -> None:
+        self._numbers = numbers
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._shown = False
+        self._fd = -1
+
+    def start(self, running: Running) -> None:
+        """Begin; RUNNING says which stage runs now."""
+        self._fd = os.dup(sys.stdout.fileno())  # pytest points the original elsewhere while a test runs
+        self._thread = threading.Thread(target=self._run, args=(running,), name="gpu-discovery-progress", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End within a second, whatever the terminal does."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(1.0)
+            self._thread = None
+            self.clear()
+
+    def clear(self) -> None:
+        """Remove the line, before something else is written."""
+        with self._lock:
+            if self._shown:
+                self._shown = False
+                os.write(self._fd, b"\r\x1b[K")
+
+    def _run(self, running: Running) -> None:
+        while not self._stop.wait(TICK_S):
+            now = running()
+            if now is None:
+                continue
+            name, begun, deadline = now
+            elapsed = time.time() - begun
+            if elapsed < SHOW_PROGRESS_AFTER_S:
+                continue
+            text = f"{wording.label(self._numbers.get(name, 0), name)}  {elapsed:.0f} s of {deadline:g} s"
+            with self._lock:
+                if not self._stop.is_set():
+                    self._shown = True
+                    os.write(self._fd, b"\r\x1b[K" + text.encode())

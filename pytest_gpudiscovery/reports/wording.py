@@ -1,0 +1,150 @@
+"""How a stage, a failure and the verdict are said. The same words go to the terminal, JUnit, HTML and annotations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pytest_gpudiscovery.model import Check, CheckOutcome, Finding, Kind, Outcome, StageRecord, State, Step, Verdict
+
+INDENT = "   "
+OLLAMA_GIVES_UP = '"failed to finish discovery before timeout"'  # discover/runner.go, logged at its 30 s
+VALUE_LIMIT = 160  # characters of an observed or expected value in the block; verdict.json has all of it
+
+
+def label(number: int, name: str) -> str:
+    """Return "06 driver"."""
+    return f"{number:02d} {name}"
+
+
+def words(outcome: Outcome) -> str:
+    """Return OUTCOME as a person reads it: "timed out"."""
+    return outcome.value.replace("_", " ")
+
+
+def failure_block(record: StageRecord, numbers: Mapping[str, int], explains: Sequence[str] = ()) -> str:
+    """Return the block that says what failed, where, what it explains and what to do next.
+
+    NUMBERS gives each stage's number; EXPLAINS names the stages that are not reached because of this one.
+    """
+    check, finding = worst(record)
+    rows = [
+        ("blocked in", _blocked_in(record, finding)),
+        ("last step", _last_step(record)),
+        ("expected", _value(check.expected) if check else ""),
+        ("seen", _value(check.observed) if check and check.expected is not None else ""),
+        ("what it is", finding.detail if finding else ""),
+        ("also", "; ".join(other.summary for _, other in _failed(record) if other is not finding)),
+        ("explains", _explains(explains, numbers)),
+        ("Ollama", _ollama(record)),
+        ("next", f"{finding.next}   ({finding.action.value})" if finding and finding.next else ""),
+    ]
+    lines = [f"{label(numbers.get(record.name, 0), record.name)}: {record.summary}"]
+    lines += [f"{INDENT}{name:<10}: {text}" for name, text in rows if text]
+    return "\n".join(lines)
+
+
+def worst(record: StageRecord) -> tuple[Check | None, Finding | None]:
+    """Return the check and finding that stand for what is wrong with RECORD: the one its summary is from."""
+    failed = _failed(record)
+    for check, finding in (*failed, *record.findings):
+        if finding.summary == record.summary:
+            return check, finding
+    return failed[0] if failed else (None, None)
+
+
+def _failed(record: StageRecord) -> list[tuple[Check, Finding]]:
+    return [
+        (check, finding)
+        for check, finding in record.findings
+        if check.outcome is CheckOutcome.FAILED and check.kind is Kind.BLOCKING
+    ]
+
+
+def _blocked_in(record: StageRecord, finding: Finding | None) -> str:
+    found: list[Any] = [finding.evidence] if finding is not None else []
+    found += record.evidence.values() if isinstance(record.evidence, dict) else []
+    for evidence in found:
+        text = evidence.get("blocked_in") if isinstance(evidence, dict) else None
+        if text and text != "unknown":
+            return _value(text)
+    return ""
+
+
+def _last_step(record: StageRecord) -> str:
+    step = open_step(record)
+    if step is None or record.outcome.lets_others_run:
+        return ""
+    if record.outcome in (Outcome.TIMED_OUT, Outcome.UNKILLABLE):
+        return f"{step.name}, started {max(0.0, record.deadline_s - step.started):.1f} s before the deadline"
+    return f"{step.name}, started {step.started:.1f} s after the stage"
+
+
+def open_step(record: StageRecord) -> Step | None:
+    """Return the innermost step that had not ended, None when all had."""
+    return next((step for step in reversed(record.steps) if step.duration_s is None), None)
+
+
+def _explains(explains: Sequence[str], numbers: Mapping[str, int]) -> str:
+    if not explains:
+        return ""
+    names = ", ".join(label(numbers.get(name, 0), name) for name in explains)
+    return f"{names} {'was' if len(explains) == 1 else 'were'} not reached"
+
+
+def _ollama(record: StageRecord) -> str:
+    if record.ollama_budget_s is None or record.outcome not in (Outcome.TIMED_OUT, Outcome.UNKILLABLE):
+        return ""
+    return f"gives up after {record.ollama_budget_s:g} s: {OLLAMA_GIVES_UP}"
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, (list, tuple)):
+        value = ", ".join(map(str, value))
+    elif isinstance(value, dict):
+        value = ", ".join(f"{key} {item}" for key, item in value.items())
+    text = " ".join(str(value).split())
+    return text if len(text) <= VALUE_LIMIT else text[: VALUE_LIMIT - 1] + "…"
+
+
+def last_line(verdict: Verdict, numbers: Mapping[str, int], exit_code: int | None) -> str:
+    """Return the one line that the whole run comes down to; at most one exit code, SIMULATED when it was."""
+    simulated = "SIMULATED " if verdict.simulated else ""
+    ending = f" (exit {exit_code})" if exit_code is not None else ""
+    return f"gpu-discovery: {simulated}{verdict.verdict.value.upper()}{_because(verdict, numbers)}{ending}"
+
+
+def _because(verdict: Verdict, numbers: Mapping[str, int]) -> str:
+    if verdict.verdict is State.BLOCKED:
+        if verdict.blockers:
+            first = verdict.blockers[0]
+            return f" at {label(numbers.get(first.stage, 0), first.stage)}: {first.summary}"
+        record = next((r for r in verdict.stages if r.required and r.outcome.blocks), None)
+        return f" at {label(numbers.get(record.name, 0), record.name)}: {record.summary}" if record else ""
+    if verdict.verdict is State.INCOMPLETE:
+        return _missing(verdict, numbers)
+    ran = [record for record in verdict.stages if record.outcome.lets_others_run]
+    if verdict.verdict is State.DEGRADED:
+        record = next((r for r in verdict.stages if r.outcome in _COMPLAINTS), None)
+        return f" by {label(numbers.get(record.name, 0), record.name)}: {record.summary}" if record else ""
+    return f": {len(ran)} {'stage' if len(ran) == 1 else 'stages'} passed in {verdict.duration_s:.1f} s"
+
+
+_COMPLAINTS = tuple(
+    outcome for outcome in Outcome if outcome not in (Outcome.PASSED, Outcome.NOT_APPLICABLE, Outcome.NOT_SELECTED)
+)
+
+
+def _missing(verdict: Verdict, numbers: Mapping[str, int]) -> str:
+    for record in verdict.stages:
+        if not record.required:
+            continue
+        if not record.outcome.lets_others_run:
+            return f" at {label(numbers.get(record.name, 0), record.name)}: {words(record.outcome)}, {record.summary}"
+        for check in record.checks:
+            if check.outcome is CheckOutcome.UNKNOWN and check.kind is Kind.BLOCKING:
+                where = label(numbers.get(record.name, 0), record.name)
+                return f" at {where}: {check.prerequisite} is unknown: {check.reason}"
+    return ""

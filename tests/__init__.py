@@ -1,0 +1,1 @@
+"""Tests of the gate itself; what needs a GPU is proven on real hosts (docs/evidence)."""

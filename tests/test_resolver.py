@@ -1,0 +1,63 @@
+"""One primary cause, the same for any order of findings; consequences under their cause, independent ones beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_gpudiscovery.diagnosis import catalogue
+from pytest_gpudiscovery.diagnosis.resolver import resolve
+from pytest_gpudiscovery.model import Outcome, Severity, StageRecord
+from pytest_gpudiscovery.stages.spec import found
+from tests.fakes import record
+
+NUMBERS = {"service": 2, "kernel": 4, "nvml": 5, "driver": 6, "enumeration": 7, "runtime": 8}
+
+
+def failed(name: str, *causes: str, **changes: Any) -> StageRecord:
+    return record(name, Outcome.FAILED, checks=tuple(found(cause) for cause in causes), **changes)
+
+
+def warned(name: str, *causes: str) -> StageRecord:
+    checks = tuple(found(cause, severity=Severity.WARNING) for cause in causes)
+    return record(name, Outcome.WARNED, checks=checks)
+
+
+def test_a_single_failure_is_primary_and_explains_what_was_not_reached() -> None:
+    later = record("runtime", Outcome.NOT_REACHED, blocked_by="driver")
+    (blocker,) = resolve([failed("driver", "driver.cuinit.802"), later], NUMBERS)
+    assert (blocker.stage, blocker.cause, blocker.explains) == ("driver", "driver.cuinit.802", ("runtime",))
+
+
+def test_a_warning_of_an_earlier_stage_explains_the_failure_and_becomes_the_cause() -> None:
+    (blocker,) = resolve([warned("kernel", "kernel.xid.fatal"), failed("driver", "driver.cuinit.hang")], NUMBERS)
+    assert (blocker.stage, blocker.cause, blocker.consequences) == (
+        "driver",
+        "kernel.xid.fatal",
+        ("driver.cuinit.hang",),
+    )
+
+
+def test_independent_failures_are_both_listed_the_earlier_stage_first() -> None:
+    blockers = resolve([failed("driver", "driver.copy.wrong"), failed("nvml", "nvml.mig.no_instances")], NUMBERS)
+    assert [blocker.stage for blocker in blockers] == ["nvml", "driver"]
+
+
+def test_warnings_alone_block_nothing() -> None:
+    assert resolve([warned("driver", "driver.cuinit.slow")], NUMBERS) == ()
+
+
+@given(data=st.data())
+def test_the_order_of_records_and_checks_changes_nothing(data: st.DataObject) -> None:
+    causes = sorted(cause for cause in catalogue.causes() if cause.split(".")[0] in NUMBERS)
+    chosen = data.draw(st.lists(st.sampled_from(causes), min_size=1, max_size=8, unique=True))
+    by_stage: dict[str, list[str]] = {}
+    for cause in chosen:
+        by_stage.setdefault(catalogue.causes()[cause].stages[0], []).append(cause)
+    records = [failed(name, *names) for name, names in by_stage.items()]
+    shuffled = [failed(name, *data.draw(st.permutations(names))) for name, names in by_stage.items()]
+    assert resolve(records, NUMBERS) == resolve(data.draw(st.permutations(shuffled)), NUMBERS)
+    blocking = [cause for cause in chosen if found(cause).outcome.value == "failed"]
+    assert bool(resolve(records, NUMBERS)) == bool(blocking)
