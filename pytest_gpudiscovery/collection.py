@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 PREFIX = "gpu-discovery"
+KEYWORD = "gpudiscovery_suite"  # on every packaged item and its reports; a node id could also be a user's file
 # Looked up and not imported by name: in an editable install setuptools maps the package to the folder suites/.
 FOLDER = Path(importlib.import_module("pytest_gpudiscovery.suites").__path__[0])
 # What the user's ini (addopts) may have set for his own tests and must not do to the gate. -x is dealt with in
@@ -77,6 +78,11 @@ def translate(path: str) -> str:
 def apply(config: pytest.Config) -> None:
     """Apply the choice to the fully parsed CONFIG, before pytest-xdist reads how many workers are wanted."""
     choice = config.stash[CHOICE]
+    for path in choice.paths:
+        name = path.partition("::")[0].rstrip("/")
+        if name.startswith(PREFIX + "/") and not (FOLDER / name[len(PREFIX) + 1 :]).is_file():
+            known = ", ".join(sorted(file.name for file in FOLDER.glob("test_*.py")))
+            raise pytest.UsageError(f"{name}: no such suite; there are {known}")
     config.args[:] = [translate(arg) for arg in config.args]
     for name, value in choice.restored:
         setattr(config.option, name, value)
@@ -90,7 +96,9 @@ class SuiteDirectory(pytest.Directory):
     def collect(self) -> Iterable[pytest.Collector]:
         """Yield one collector per suite file, in the order of the stages."""
         for path in sorted(FOLDER.glob("test_*.py")):
-            yield SuiteModule.from_parent(self, path=path, nodeid=f"{PREFIX}/{path.name}")
+            module: SuiteModule = SuiteModule.from_parent(self, path=path, nodeid=f"{PREFIX}/{path.name}")
+            module.keywords[KEYWORD] = True
+            yield module
 
 
 class SuiteModule(pytest.Module):

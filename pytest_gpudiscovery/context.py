@@ -6,8 +6,10 @@ caller; never silently somebody else. Nothing here touches a driver, a network o
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import resource
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +23,7 @@ from pytest_gpudiscovery.supervise.types import Identity, Setup
 from pytest_gpudiscovery.unit_files import Who
 
 CAP_SYS_ADMIN, CAP_MKNOD = 21, 27
+DESCRIPTORS = 256  # what pytest, its workers and a supervised child need with room to spare
 # Python's, pytest's and coverage's own settings steer our interpreter, never the driver.
 OURS = ("PYTHON", "PYTEST_", "GPU_DISCOVERY_", "COVERAGE", "VIRTUAL_ENV", "ALLURE_", "_PYTEST")
 LIVE = {"kind": "live"}
@@ -47,7 +50,7 @@ def build(settings: Settings, run_dir: str) -> RunContext:
     else:
         who = unit_files.service() or who
     effective = capabilities()
-    setup = setup_for(who, os.geteuid(), effective)
+    setup = dataclasses.replace(setup_for(who, os.geteuid(), effective), limits=room_for_ourselves())
     adopted = describe(who, setup, effective)
     may_adopt = who.identity is None or setup.identity is not None or who.identity.uid == os.geteuid()
     return RunContext(
@@ -120,6 +123,19 @@ def capabilities() -> int:
             return next((int(line.split()[1], 16) for line in file if line.startswith("CapEff:")), 0)
     except (OSError, ValueError):
         return 0
+
+
+def room_for_ourselves() -> dict[str, tuple[int, int]]:
+    """Raise this process' own soft limit on descriptors where it is too low to work, as far as the hard one allows.
+
+    Returns the limits that probes must get back, because a low limit is one of the faults that the gate is to find.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < DESCRIPTORS and (hard == resource.RLIM_INFINITY or hard > soft):
+        raised = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+        return {"RLIMIT_NOFILE": (soft, hard)}
+    return {}
 
 
 def setup_for(who: Who, euid: int, effective: int) -> Setup:

@@ -21,6 +21,7 @@ from pytest_gpudiscovery.supervise.child import run as run_probe
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending, Probe
 
 AFTER_DEADLINE_S = 4.0  # evidence at most 3 s, SIGKILL and the bounded wait at most 1 s
+ANY_PROFILE, PROFILE_STAGE = "any", "enumeration"
 OnStart = Callable[[StageSpec], None]
 Supervise = Callable[[Probe], ChildResult]
 
@@ -41,10 +42,14 @@ class Engine:
         self._supervise = supervise
         self._cache: dict[str, StageRecord] = {}
         self.target = context.target or max(self.stages.values(), key=lambda spec: spec.number).name
-        self.required = self._ancestors(self.target)
         # An asked-for set, not only the ancestors: a person who stops at `runtime` also wants NVML's answer.
         last = self.stages[self.target].number
         self.selected = tuple(name for name, spec in self.stages.items() if spec.number <= last)
+        self.required = self._ancestors(self.target)
+        if context.profile.get("name", ANY_PROFILE) != ANY_PROFILE and PROFILE_STAGE in self.selected:
+            # Whoever says what this host must be wants that asserted, also where the target does not need it.
+            wanted = {*self.required, *self._ancestors(PROFILE_STAGE)}
+            self.required = tuple(name for name in self.stages if name in wanted)
 
     def _ancestors(self, name: str) -> tuple[str, ...]:
         found_names: set[str] = set()

@@ -6,10 +6,13 @@ counts the modules (ci/check_inactive.py).
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import Any, NamedTuple
+from collections.abc import Generator, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pytest
+
+if TYPE_CHECKING:
+    from pytest_gpudiscovery.model import StageRecord, Verdict
 
 INACTIVE = "needs --gpu-discovery"
 
@@ -111,52 +114,65 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the markers, and either the gate or the fixtures that say how to switch it on."""
+    """Register the markers, and the gate when it was asked for."""
     for line in MARKERS:
         config.addinivalue_line("markers", line)
     if config.getoption("gpu_discovery"):
         from pytest_gpudiscovery import hooks
 
         hooks.install(config)
-    else:
-        config.pluginmanager.register(_Inactive(), "gpudiscovery-inactive")
 
 
-class _Inactive:
-    """Without `--gpu-discovery`: users' own tests are skipped, with the reason."""
-
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_setup(self, item: pytest.Item) -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip users' tests that need the gate when it was not asked for."""
+    if not item.config.getoption("gpu_discovery"):
         for name in ("gpu", "gpu_ready", "gpu_stage"):
             if item.get_closest_marker(name) is not None:
                 pytest.skip(f"{name} {INACTIVE}")
 
-    @pytest.fixture(scope="session")
-    def gpu_verdict(self) -> None:
-        """The gate's verdict on this host."""
-        pytest.skip(f"gpu_verdict {INACTIVE}")
 
-    @pytest.fixture
-    def gpu_stage_record(self) -> None:
-        """The record of the stage that the test's gpu_stage marker names."""
-        pytest.skip(f"gpu_stage_record {INACTIVE}")
+def _ask(request: pytest.FixtureRequest) -> Any:
+    """Return what the gate gives for the fixture that REQUEST is for; skip without the gate."""
+    name = str(request.fixturename)
+    if not request.config.getoption("gpu_discovery"):
+        pytest.skip(f"{name} {INACTIVE}")
+    from pytest_gpudiscovery import fixtures
 
-    @pytest.fixture(scope="session")
-    def gpus(self) -> None:
-        """Every GPU, as sysfs, NVML and CUDA see it."""
-        pytest.skip(f"gpus {INACTIVE}")
+    return fixtures.VALUES[name](request)
 
-    @pytest.fixture(scope="session")
-    def h100(self) -> None:
-        """The first H100."""
-        pytest.skip(f"h100 {INACTIVE}")
 
-    @pytest.fixture(scope="session")
-    def ollama_install(self) -> None:
-        """The Ollama install of this host."""
-        pytest.skip(f"ollama_install {INACTIVE}")
+@pytest.fixture(scope="session")
+def gpu_verdict(request: pytest.FixtureRequest) -> Verdict:
+    """The gate's verdict on this host, every stage that was asked for included."""
+    return cast("Verdict", _ask(request))
 
-    @pytest.fixture(scope="session")
-    def library_closure(self) -> None:
-        """What dlopen of each GPU backend would load."""
-        pytest.skip(f"library_closure {INACTIVE}")
+
+@pytest.fixture
+def gpu_stage_record(request: pytest.FixtureRequest) -> StageRecord:
+    """The record of the stage that the test's gpu_stage(name) marker names."""
+    return cast("StageRecord", _ask(request))
+
+
+@pytest.fixture(scope="session")
+def gpus(request: pytest.FixtureRequest) -> list[Mapping[str, Any]]:
+    """Every GPU of this host: PCI address, and what sysfs, NVML and CUDA say about it side by side."""
+    return cast("list[Mapping[str, Any]]", _ask(request))
+
+
+@pytest.fixture(scope="session")
+def h100(request: pytest.FixtureRequest) -> Mapping[str, Any]:
+    """The first H100 of this host."""
+    return cast("Mapping[str, Any]", _ask(request))
+
+
+@pytest.fixture(scope="session")
+def ollama_install(request: pytest.FixtureRequest) -> Mapping[str, Any]:
+    """What stage `package` found out about this host's Ollama."""
+    return cast("Mapping[str, Any]", _ask(request))
+
+
+@pytest.fixture(scope="session")
+def library_closure(request: pytest.FixtureRequest) -> Mapping[str, Any]:
+    """What stage `closure` found out about each GPU backend's libraries."""
+    return cast("Mapping[str, Any]", _ask(request))

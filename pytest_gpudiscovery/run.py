@@ -7,26 +7,27 @@ directory's last word; workers write intermediate verdicts only.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from pytest_gpudiscovery.engine import Engine
-from pytest_gpudiscovery.model import StageRecord, State, Verdict
+from pytest_gpudiscovery.model import StageRecord, Verdict
 from pytest_gpudiscovery.options import UsageProblem
 from pytest_gpudiscovery.reports import verdict_json
 from pytest_gpudiscovery.stages.spec import RunContext, StageSpec
 from pytest_gpudiscovery.verdict import conclude
 
 LEDGER = "run"  # the folder of the records in the run directory
-FALLBACK_DIRECTORIES = ("/dev/shm", "/run")  # where TMPDIR and /tmp are full or gone: that is stage 03's to judge
-PAUSES_S = (1.0, 2.0, 3.0, 5.0)  # between the attempts of --gpu-wait; the last one is repeated
-WORST_FIRST = (State.BLOCKED, State.INCOMPLETE, State.DEGRADED, State.READY)
+CLOSED = "closed"  # there once the controller wrote the final verdict
+LAST_WORD_S = 2.0  # a writer that holds the lock for longer hangs in its disk; atomic replacement still holds
+FALLBACK_DIRECTORIES = ("/dev/shm", "/run")  # noqa: S108 - made private by mkdtemp; where TMPDIR and /tmp are full or gone: that is stage 03's to judge
 
-Say = Callable[[str], None]
 Show = Callable[[StageRecord], None]
 
 
@@ -58,7 +59,7 @@ class Run:
         self.notes: list[str] = []
         self.selection: dict[str, Any] = {}
         self._directory = os.path.join(context.run_dir, ledger)
-        self._show = show
+        self.show = show
         self._shown: set[str] = set()
         self._began_one = False
         self.engine = Engine(context, self._directory, stages)
@@ -73,7 +74,9 @@ class Run:
         try:
             verdict_json.begin(self.report, self.verdict())
         except OSError as error:
-            return f"reports cannot be written to {self.report} ({error.strerror or error}); a verdict.json there is old"
+            return (
+                f"reports cannot be written to {self.report} ({error.strerror or error}); a verdict.json there is old"
+            )
         return None
 
     def ensure(self, name: str) -> StageRecord:
@@ -93,18 +96,49 @@ class Run:
         self._shown.clear()
         self.engine = Engine(self.context, self._directory, self.stages)
 
+    def apart(self, ledger: str) -> Run:
+        """Return a run like this one with records of its own and nothing to show."""
+        other = Run(self.context, self.stages, started=self.started, report=self.report, ledger=ledger)
+        other.selection, other.notes = self.selection, self.notes
+        return other
+
     def publish(self) -> None:
         """Show the records that are new, and write the verdict so far if this process ran one of them."""
         records = self.engine.records()
         fresh = [record for name, record in records.items() if name not in self._shown]
         self._shown.update(records)
-        if self._show is not None:
+        if self.show is not None:
             for record in fresh:
-                self._show(record)
+                self.show(record)
         if fresh and self._began_one:
             self._began_one = False
-            with contextlib.suppress(OSError):  # the last write says so if it fails too
-                verdict_json.write(self.report, self.verdict())
+            with contextlib.suppress(OSError), self._last_word() as closed:  # the last write says so if it fails too
+                if not closed:
+                    verdict_json.write(self.report, self.verdict())
+
+    def close(self, verdict: Verdict) -> None:
+        """Write VERDICT as the last word: what another process of this run still writes is dropped. Raises OSError."""
+        with self._last_word():
+            Path(self.context.run_dir, CLOSED).touch()
+            verdict_json.write(self.report, verdict)
+
+    @contextlib.contextmanager
+    def _last_word(self) -> Iterator[bool]:
+        """Hold the right to write verdict.json, for which nobody waits long; gives whether the last word was said."""
+        with open(os.path.join(self.context.run_dir, "verdict.lock"), "w", encoding="utf-8") as file:
+            until = time.monotonic() + LAST_WORD_S
+            while time.monotonic() < until:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.01)
+            yield os.path.exists(os.path.join(self.context.run_dir, CLOSED))
+
+    def show_all(self) -> None:
+        """Show every record there is, whether it was shown before or not."""
+        self._shown.clear()
+        self.publish()
 
     def verdict(self) -> Verdict:
         """Return the verdict over what has run so far."""
@@ -113,7 +147,8 @@ class Run:
     def explains(self, name: str) -> tuple[str, ...]:
         """Return the selected stages that cannot be reached when stage NAME did not pass."""
         record = self.engine.records().get(name)
-        hung = bool(isinstance(getattr(record, "facts", None), dict) and record and record.facts.get("hung_probe"))
+        facts = record.facts if record is not None and isinstance(record.facts, dict) else {}
+        hung = self.stages[name].touches_driver and bool(facts.get("hung_probe"))
         lost = {name}
         for other, spec in self.stages.items():
             stuck = hung and spec.touches_driver and spec.number > self.stages[name].number
@@ -133,65 +168,3 @@ class Run:
     def _on_start(self, _: StageSpec) -> None:
         self.publish()
         self._began_one = True
-
-
-def wait_until_ready(run: Run, seconds: float, say: Say) -> None:
-    """Run the whole gate until it is ready or degraded, at most SECONDS from now; the last attempt's records stay."""
-    until = time.monotonic() + seconds
-    show, run._show = run._show, None  # only the attempt that counts is shown in full
-    attempt = 0
-    while True:
-        attempt += 1
-        run.complete()
-        verdict = run.verdict()
-        left = until - time.monotonic()
-        pause = PAUSES_S[min(attempt, len(PAUSES_S)) - 1]
-        if verdict.verdict in (State.READY, State.DEGRADED) or left <= pause:
-            break
-        say(f"attempt {attempt}: {in_short(verdict)}; asking again for {left:.0f} s")
-        time.sleep(pause)
-        run.again()
-    run.notes.append(f"--gpu-wait: {verdict.verdict.value} at attempt {attempt}")
-    run._show = show
-    run._shown.clear()
-    run.publish()
-
-
-def repeat(run: Run, first: Verdict, times: int, say: Say) -> Verdict:
-    """Run the whole gate TIMES - 1 times more; returns the worst verdict, with a note on what differed."""
-    verdicts = [first]
-    for number in range(2, times + 1):
-        other = Run(
-            run.context, run.stages, started=run.started, report=run.report, ledger=f"{LEDGER}-{number}"
-        )
-        other.selection = run.selection
-        other.notes = run.notes
-        other.engine.complete()
-        verdicts.append(other.verdict())
-        say(f"run {number} of {times}: {in_short(verdicts[-1])}")
-    worst = min(verdicts, key=lambda verdict: WORST_FIRST.index(verdict.verdict))
-    run.notes.append(differences(verdicts))
-    return conclude_again(worst, tuple(run.notes), time.time() - run.started)
-
-
-def conclude_again(verdict: Verdict, notes: tuple[str, ...], duration_s: float) -> Verdict:
-    """Return VERDICT with the run's notes and duration."""
-    import dataclasses  # noqa: PLC0415
-
-    return dataclasses.replace(verdict, notes=notes, duration_s=round(duration_s, 3))
-
-
-def differences(verdicts: Sequence[Verdict]) -> str:
-    """Return one sentence on which stages ended differently between the runs."""
-    seen: dict[str, list[str]] = {}
-    for verdict in verdicts:
-        for record in verdict.stages:
-            seen.setdefault(record.name, []).append(record.outcome.value)
-    differing = [f"{name} {', '.join(outcomes)}" for name, outcomes in seen.items() if len(set(outcomes)) > 1]
-    return f"--gpu-repeat: {len(verdicts)} runs, " + ("; ".join(differing) if differing else "all ended alike")
-
-
-def in_short(verdict: Verdict) -> str:
-    """Return "blocked at nvml: ..." or the state alone."""
-    first = verdict.blockers[0] if verdict.blockers else None
-    return verdict.verdict.value + (f" at {first.stage}: {first.summary}" if first else "")

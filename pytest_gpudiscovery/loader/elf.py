@@ -1,8 +1,8 @@
 """An ELF file as ld.so reads it: header, program headers, dynamic section, property note. Nothing else is read.
 
 Checks come in ld.so's order with ld.so's words (elf/dl-load.c: open_verify, then _dl_map_object_from_fd), because which
-complaint comes first decides the message and whether the search goes on. Sizes in the file are never trusted: each read is
-bounded, and hostile content ends in Skipped or Refused, never in another exception.
+complaint comes first decides the message and whether the search goes on. Sizes in the file are never trusted: each
+read is bounded, and hostile content ends in Skipped or Refused, never in another exception.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from struct import Struct
 from pytest_gpudiscovery.loader import problems
 from pytest_gpudiscovery.loader.files import File, Root
 from pytest_gpudiscovery.loader.problems import ABORT, SIGBUS, SIGSEGV, Refused, Skipped
+from pytest_gpudiscovery.loader.properties import isa_needed
 from pytest_gpudiscovery.loader.record import dataclass
 from pytest_gpudiscovery.loader.rules import Rules
 
@@ -21,8 +22,6 @@ PAGE = 4096
 HEADER = Struct("<16sHHIQQQIHHHHHH")
 PROGRAM_HEADER = Struct("<IIQQQQQQ")
 DYNAMIC = Struct("<qQ")
-WORD2 = Struct("<II")
-NOTE = Struct("<III")
 READ_AHEAD = 832  # bytes of the header buffer in dl-load.c; program headers inside need no second read
 STRING_LIMIT = 1 << 16  # bytes of one name or path list
 DYNAMIC_LIMIT = 1 << 20  # bytes of a dynamic section: 65,536 entries
@@ -36,7 +35,7 @@ PT_GNU_STACK, PT_GNU_PROPERTY = 0x6474E551, 0x6474E553
 PF_X, PF_W = 1, 2
 
 DT_NULL, DT_NEEDED, DT_PLTRELSZ, DT_HASH, DT_STRTAB, DT_SYMTAB = 0, 1, 2, 4, 5, 6
-DT_RELA, DT_RELASZ, DT_RELAENT, DT_INIT, DT_SONAME, DT_RPATH, DT_SYMBOLIC = 7, 8, 9, 12, 14, 15, 16
+DT_RELA, DT_RELASZ, DT_RELAENT, DT_STRSZ, DT_INIT, DT_SONAME, DT_RPATH, DT_SYMBOLIC = 7, 8, 9, 10, 12, 14, 15, 16
 DT_PLTREL, DT_TEXTREL, DT_JMPREL, DT_INIT_ARRAYSZ, DT_RUNPATH, DT_FLAGS = 20, 22, 23, 27, 29, 30
 DT_RELRSZ, DT_RELR, DT_RELRENT = 35, 36, 37
 DT_GNU_HASH, DT_VERSYM, DT_RELACOUNT, DT_FLAGS_1 = 0x6FFFFEF5, 0x6FFFFFF0, 0x6FFFFFF9, 0x6FFFFFFB
@@ -44,8 +43,6 @@ DT_VERDEF, DT_VERNEED = 0x6FFFFFFC, 0x6FFFFFFE
 DT_AUXILIARY, DT_FILTER = 0x7FFFFFFD, 0x7FFFFFFF
 DF_SYMBOLIC, DF_TEXTREL = 2, 4
 DF_1_NOOPEN, DF_1_NODEFLIB, DF_1_PIE = 0x40, 0x800, 0x08000000
-NT_GNU_PROPERTY_TYPE_0 = 5
-GNU_PROPERTY_X86_FEATURE_1_AND, GNU_PROPERTY_1_NEEDED, GNU_PROPERTY_X86_ISA_1_NEEDED = 0xC0000002, 0xB0008000, 0xC0008002
 
 
 @dataclass(frozen=True)
@@ -189,14 +186,16 @@ class Elf:
                 if rules.checks_alignment and align & (PAGE - 1) and not by_kernel:
                     raise Refused(problems.ALIGNMENT_NOT_ALIGNED, self.name)
                 if (address - offset) & (PAGE - 1) and not by_kernel:
-                    raise Refused(problems.NOT_ALIGNED, self.name)
+                    text = problems.NOT_PROPERLY_ALIGNED if rules.checks_alignment else problems.NOT_ALIGNED
+                    raise Refused(text, self.name)
                 self.segments.append(Segment(address, offset, file_size, memory_size, flags))
                 if align & (align - 1) == 0:
                     self.alignment = max(self.alignment, align)
             elif kind == PT_DYNAMIC:
+                # No bytes in the file: debug information alone (objcopy --only-keep-debug).
                 if file_size == 0:
                     empty_dynamic = True
-                if file_size or not rules.knows_empty_dynamic:
+                else:
                     dynamic = (address, min(memory_size, DYNAMIC_LIMIT))
             elif kind == PT_INTERP:
                 self.interpreter = _text(self.file.read(offset, min(file_size, PAGE)).partition(b"\0")[0])
@@ -207,21 +206,26 @@ class Elf:
             elif kind in (PT_GNU_PROPERTY, PT_NOTE) and align == 8:
                 notes.append((address, min(memory_size, 1 << 16)))
         if not by_kernel:
-            self._check_loadable(rules, dynamic is None, empty_dynamic)
+            self._check_loadable(dynamic is None or empty_dynamic)
         if dynamic is not None and self.segments:
             self._read_dynamic(*dynamic)
         if not by_kernel:
             self._check_flags(rules)
-        for note in reversed(notes):
-            if self._read_property(*note):
+        for start, length in reversed(notes):
+            try:
+                level = isa_needed(self.file.read(self.locate(start), length))
+            except Refused:
+                continue  # not in a segment: ld.so would not find it there either
+            if level is not None:
+                self.isa_needed = level
                 break
 
-    def _check_loadable(self, rules: Rules, no_dynamic: bool, empty_dynamic: bool) -> None:
+    def _check_loadable(self, no_dynamic: bool) -> None:
         if not self.segments:
             raise Refused(problems.NO_SEGMENTS, self.name)
         if self.type != ET_DYN:
             raise Refused(problems.IS_EXECUTABLE, self.name)
-        if no_dynamic or (empty_dynamic and rules.knows_empty_dynamic):
+        if no_dynamic:
             raise Refused(problems.NO_DYNAMIC, self.name)
         if self.span <= 0 or self.span >> 47:
             raise Refused(problems.CANNOT_MAP, self.name)
@@ -229,11 +233,15 @@ class Elf:
     def _check_flags(self, rules: Rules) -> None:
         if self.flags_1 & DF_1_PIE and rules.refuses_pie:
             raise Refused(problems.IS_PIE, self.name)
-        for size, expected, tag in ((DT_PLTREL, DT_RELA, None), (DT_RELAENT, 24, DT_RELA), (DT_RELRENT, 8, DT_RELR)):
-            if tag == DT_RELR and not rules.relr:
-                continue
-            if (tag is None or tag in self.dynamic) and self.dynamic.get(size, expected if tag is None else None) != expected:
-                raise Refused("Inconsistency detected by ld.so: elf_get_dynamic_info: assertion failed", self.name, ABORT)
+        for size, expected, table in (
+            (DT_PLTREL, DT_RELA, DT_PLTREL),
+            (DT_RELAENT, 24, DT_RELA),
+            (DT_RELRENT, 8, DT_RELR),
+        ):
+            checked = table in self.dynamic and (table != DT_RELR or rules.relr)
+            if checked and self.dynamic.get(size) != expected:
+                text = "Inconsistency detected by ld.so: elf_get_dynamic_info: assertion failed"
+                raise Refused(text, self.name, ABORT)
 
     def _read_dynamic(self, address: int, size: int) -> None:
         data = self.file.read(self.locate(address), size)
@@ -259,36 +267,6 @@ class Elf:
         elif DT_RPATH in found:
             self.rpath = _text(self.string(found[DT_RPATH]))
         self.flags, self.flags_1 = found.get(DT_FLAGS, 0), found.get(DT_FLAGS_1, 0)
-
-    def _read_property(self, address: int, size: int) -> bool:
-        """Read the first NT_GNU_PROPERTY_TYPE_0 of a note segment; True when there was one (x86/dl-prop.h)."""
-        try:
-            data = self.file.read(self.locate(address), size)
-        except Refused:
-            return False
-        at = 0
-        while at + NOTE.size < len(data):
-            name_size, content_size, kind = NOTE.unpack_from(data, at)
-            if name_size == 4 and kind == NT_GNU_PROPERTY_TYPE_0 and data[at + 12 : at + 16] == b"GNU\0":
-                if content_size >= 8 and content_size % 8 == 0:
-                    self._read_properties(data[at + 16 : at + 16 + content_size])
-                return True
-            at += (NOTE.size + name_size + 7 & -8) + content_size + 7 & -8
-        return False
-
-    def _read_properties(self, data: bytes) -> None:
-        at = last = 0
-        while at + 8 <= len(data):
-            kind, size = WORD2.unpack_from(data, at)
-            if kind < last or at + 8 + size > len(data) or kind > GNU_PROPERTY_X86_ISA_1_NEEDED:
-                return
-            if kind in (GNU_PROPERTY_X86_FEATURE_1_AND, GNU_PROPERTY_1_NEEDED, GNU_PROPERTY_X86_ISA_1_NEEDED) and size != 4:
-                return
-            if kind == GNU_PROPERTY_X86_ISA_1_NEEDED:
-                self.isa_needed = int.from_bytes(data[at + 8 : at + 12], "little")
-                return
-            last = kind
-            at += 8 + (size + 7 & -8)
 
     # -- addresses
 

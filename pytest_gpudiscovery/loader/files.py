@@ -1,8 +1,8 @@
 """Files as the loader sees them: opened read-only, read with pread, never mapped.
 
-A page that cannot be read is an OSError here; in a mapping it would be SIGBUS. No call in this module waits for a peer: a
-FIFO, a terminal or a socket is recognised by stat before it is opened. A network file system that does not answer can block
-any of these calls; that is why predictions for unknown paths belong in a supervised child.
+A page that cannot be read is an OSError here; in a mapping it would be SIGBUS. No call in this module waits for a
+peer: a FIFO, a terminal or a socket is recognised by stat before it is opened. A network file system that does not
+answer can block any of these calls; that is why predictions for unknown paths belong in a supervised child.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ LINKS_FOLLOWED = 40  # the kernel's own limit
 
 
 class Root:
-    """Where absolute paths begin: this system, or a directory that holds another one (a container's root, an unpacked image).
+    """Where absolute paths begin: this system, or a directory that holds another one (a container's root, an unpacked
+    image).
 
     Symbolic links below another root are followed inside it, as chroot would.
     """
@@ -170,6 +171,11 @@ class File:
         if start + size <= CHUNK:
             return self._chunk(number)[start : start + size]
         return os.pread(self._fd, min(size, self.size - offset), offset)
+
+    def peek(self, form: Struct, offset: int) -> tuple[int, ...] | None:
+        """As `unpack`, without the cache: for small records that lie far apart."""
+        data = os.pread(self._fd, form.size, offset) if 0 <= offset < self.size else b""
+        return form.unpack(data) if len(data) == form.size else None
 
     def unpack(self, form: Struct, offset: int) -> tuple[int, ...] | None:
         """Return the fields of FORM at OFFSET, or None where the file ends before them; raises OSError."""

@@ -1,14 +1,13 @@
 """Facts of a dynamic loader: version, default directories, capabilities.
 
-From `ld.so --list-diagnostics` where glibc has it (2.34), which runs ld.so itself and no library; GLIBC_TUNABLES is passed
-on, so masked capabilities show. Otherwise (older, or a foreign root) from the loader's file: its version banner or name, the
-table of default directories in its read-only data, and /proc/cpuinfo.
+From `ld.so --list-diagnostics` where glibc has it (2.34), which runs ld.so itself and no library; GLIBC_TUNABLES is
+passed on, so masked capabilities show. Otherwise (older, or a foreign root) from the loader's file: its version
+banner or name, the table of default directories in its read-only data, and /proc/cpuinfo.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import select
 import time
 
@@ -30,18 +29,17 @@ LEVEL_FLAGS = (
     ("x86-64-v3", "avx avx2 bmi1 bmi2 f16c fma abm movbe xsave"),
     ("x86-64-v4", "avx512f avx512bw avx512cd avx512dq avx512vl"),
 )
-DEFAULT_DIRECTORIES = re.compile(rb"(?:/[A-Za-z0-9_./+-]*lib[A-Za-z0-9_./+-]*/\0){2,}")
-BANNER = re.compile(rb"(?:GNU libc|GNU C Library)[^\0]{0,100}? (?:release|development) version (\d+)\.(\d+)")
-FILE_NAME = re.compile(r"ld-(\d+)\.(\d+)\.so$")
+BANNERS = (b"ld.so (", b"GNU libc", b"GNU C Library")
+BANNER_BYTES = 160
 
 
 @dataclass(frozen=True)
 class HostLoader:
     """A dynamic loader.
 
-    `directories` end in "/"; `subdirectories` are the candidates inside each directory, best first, ending in "" (the directory
-    itself); `hwcaps` the active glibc-hwcaps names; `isa` the GNU_PROPERTY_X86_ISA_1 bits of the CPU; `library` and `platform`
-    the values of $LIB and $PLATFORM; `source` how the facts were found.
+    `directories` end in "/"; `subdirectories` are the candidates inside each directory, best first, ending in "" (the
+    directory itself); `hwcaps` the active glibc-hwcaps names; `isa` the GNU_PROPERTY_X86_ISA_1 bits of the CPU;
+    `library` and `platform` the values of $LIB and $PLATFORM; `source` how the facts were found.
     """
 
     path: str
@@ -121,7 +119,7 @@ def _number(text: str) -> int:
 
 
 def _version(text: str) -> tuple[int, int]:
-    numbers = [int(part) for part in text.split(".") if part.isdigit()]
+    numbers = [int(part) for part in text.split(maxsplit=1)[0].split(".") if part.isdecimal()] if text.split() else []
     return (numbers[0], numbers[1]) if len(numbers) > 1 else (0, 0)
 
 
@@ -156,28 +154,63 @@ def _from_file(path: str, root: Root, cpuinfo: str) -> HostLoader:
     version = _version_of(real, data, root)
     if version is None:
         raise Refused("no version of glibc is found in the loader or its libc.so.6", path, UNSUPPORTED)
-    table = DEFAULT_DIRECTORIES.search(data)
-    directories = tuple(part.decode() for part in table.group().split(b"\0") if part) if table else ("/lib64/", "/usr/lib64/")
+    directories = _default_directories(data) or ("/lib64/", "/usr/lib64/")
     intel, flags = _cpu(cpuinfo)
     hwcaps = _levels(flags)
     platform = "x86_64"
-    if intel and rules_for(version).legacy_hwcaps and {"avx2", "bmi1", "bmi2", "fma", "movbe", "popcnt", "abm"} <= flags:
+    if (
+        intel
+        and rules_for(version).legacy_hwcaps
+        and {"avx2", "bmi1", "bmi2", "fma", "movbe", "popcnt", "abm"} <= flags
+    ):
         platform = "xeon_phi" if {"avx512er", "avx512pf"} <= flags else "haswell"
     mask = 2 | (4 if LEVELS[0] in hwcaps and intel else 0)
-    return _assemble(path, version, directories, hwcaps, platform, mask, directories[0].strip("/"), "/etc", "file")
+    found = _assemble(path, version, directories, hwcaps, platform, mask, directories[0].strip("/"), "/etc", "file")
+    if b"optional_static_tls" in data and not found.rules.surplus_tunables:  # backported, in Debian 11 for one
+        values = {**found.__dict__, "rules": rules_for(version, surplus_tunables=True)}
+        return HostLoader(**values)
+    return found
+
+
+def _default_directories(data: bytes) -> tuple[str, ...]:
+    """Return the table of default directories: the first run of strings like "/lib64/" in the loader's constants."""
+    run: list[str] = []
+    for text in data.split(b"\0"):
+        if 4 < len(text) < 256 and text[:1] == text[-1:] == b"/" and b"lib" in text and text.isascii():
+            run.append(text.decode())
+        elif len(run) > 1:
+            break
+        else:
+            run.clear()
+    return tuple(run) if len(run) > 1 else ()
 
 
 def _version_of(real: str, data: bytes, root: Root) -> tuple[int, int] | None:
-    name = FILE_NAME.search(real)
-    if name:
-        return int(name[1]), int(name[2])
-    found = BANNER.search(data)
-    if found is None:
-        try:
-            found = BANNER.search(root.read(os.path.dirname(real) + "/libc.so.6", LOADER_BYTES))
-        except OSError:
-            return None
-    return (int(found[1]), int(found[2])) if found else None
+    """Return the version from the file's name (ld-2.31.so), its banner, or the banner of the libc.so.6 beside it."""
+    name = os.path.basename(real)
+    if name.startswith("ld-2.") and name.endswith(".so"):
+        return _version(name[3:-3])
+    try:
+        return _banner(data) or _banner(root.read(os.path.dirname(real) + "/libc.so.6", LOADER_BYTES))
+    except OSError:
+        return None
+
+
+def _banner(data: bytes) -> tuple[int, int] | None:
+    """Return the release in "... (GNU libc) stable release version 2.36."."""
+    for banner in BANNERS:
+        at = data.find(banner)
+        while at >= 0:
+            words = data[at : at + BANNER_BYTES].partition(b"\0")[0].split(b" version ")
+            version = (
+                _version(words[1].split(b".\n")[0].decode("ascii", "replace").strip(" .,"))
+                if len(words) > 1
+                else (0, 0)
+            )
+            if version > (2, 0):
+                return version
+            at = data.find(banner, at + 1)
+    return None
 
 
 def _cpu(path: str) -> tuple[bool, frozenset[str]]:

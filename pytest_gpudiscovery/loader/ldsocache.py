@@ -1,7 +1,7 @@
 """/etc/ld.so.cache: the binary format and glibc's own search in it (elf/dl-cache.c, sysdeps/generic/dl-cache.h).
 
-The search is ld.so's, step by step: binary search over names with runs of digits compared as numbers, then the entries of
-that name. Only what it visits is read. A hostile cache finds nothing or a wrong name, as it does for ld.so.
+The search is ld.so's, step by step: binary search over names with runs of digits compared as numbers, then the
+entries of that name. Only what it visits is read. A hostile cache finds nothing or a wrong name, as it does for ld.so.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def _number(text: bytes, at: int) -> tuple[int, int]:
 class Cache:
     """An opened cache; one that is absent or malformed has no entries.
 
-    `subdirectories` are the active glibc-hwcaps names, best first; `legacy_mask` the capability bits that old entries may
-    ask for (dl_hwcap & mask). `why` says why there are no entries, or is "".
+    `subdirectories` are the active glibc-hwcaps names, best first; `legacy_mask` the capability bits that old entries
+    may ask for (dl_hwcap & mask). `why` says why there are no entries, or is "".
     """
 
     def __init__(

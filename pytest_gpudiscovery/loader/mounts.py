@@ -11,7 +11,9 @@ def may_block(kind: str) -> bool:
 
 
 def parse_mountinfo(text: str) -> list[tuple[str, str, frozenset[str]]]:
-    """Return (mount point, type, options) per line of /proc/PID/mountinfo, in mount order; malformed lines are left out."""
+    """Return (mount point, type, options) per line of /proc/PID/mountinfo, in mount order; malformed lines are
+    left out.
+    """
     found = []
     for line in text.splitlines():
         before, _, after = line.partition(" - ")
@@ -38,7 +40,9 @@ class Mounts:
             self._table = []
 
     def of(self, path: str) -> tuple[str, frozenset[str]]:
-        """Return (type, options) of the mount that PATH, an absolute path without links, is on; ("", empty) if unknown."""
+        """Return (type, options) of the mount that PATH, an absolute path without links, is on; ("", empty) if
+        unknown.
+        """
         best = ("", "", frozenset[str]())
         for point, kind, options in self._table:
             inside = path == point or path.startswith(point.rstrip("/") + "/")

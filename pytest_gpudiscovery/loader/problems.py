@@ -1,7 +1,8 @@
 """How a dlopen can end, and ld.so's own words for it.
 
-Messages are those of glibc's elf/dl-load.c, dl-map-segments.h, dl-version.c, dl-lookup.c, dl-prop.h and dl-reloc.c; dlerror()
-puts the name of the object in front of them ("libcuda.so.1: cannot open shared object file: No such file or directory").
+Messages are those of glibc's elf/dl-load.c, dl-map-segments.h, dl-version.c, dl-lookup.c, dl-prop.h and dl-reloc.c;
+dlerror() puts the name of the object in front of them ("libcuda.so.1: cannot open shared object file: No such file or
+directory").
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ ABORT = "abort"  # an assertion in ld.so ends the process with exit status 127
 SIGBUS = "sigbus"  # a page beyond the end of the file is touched
 SIGSEGV = "sigsegv"  # a table address that is not mapped is read
 HANGS = "hangs"  # open() or read() of the file blocks
+NO_START = "no start"  # the program itself does not start: ld.so ends it with exit status 127
 UNSUPPORTED = "unsupported"  # not glibc on x86-64: recognised, not predicted
 
 NOT_FOUND = "cannot open shared object file"
@@ -25,6 +27,7 @@ INVALID_HEADER = "invalid ELF header"
 NO_DYNAMIC = "object file has no dynamic section"
 NO_SEGMENTS = "object file has no loadable segments"
 NOT_ALIGNED = "ELF load command address/offset not page-aligned"
+NOT_PROPERLY_ALIGNED = "ELF load command address/offset not properly aligned"
 ALIGNMENT_NOT_ALIGNED = "ELF load command alignment not page-aligned"
 IS_EXECUTABLE = "cannot dynamically load executable"
 IS_PIE = "cannot dynamically load position-independent executable"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from dataclasses import dataclass as dataclass
+    from dataclasses import dataclass as dataclass  # noqa: PLC0414 (a re-export)
 else:
 
     def dataclass(*, frozen):
@@ -18,10 +18,13 @@ else:
             raise TypeError("records are frozen")
 
         def decorate(cls):
-            names = tuple(cls.__dict__.get("__annotations__", ()) or _annotations(cls))
+            names = tuple(vars(cls).get("__annotations__", ()) or _annotations(cls))
             known = frozenset(names)
 
             def __init__(self, *args, **given):
+                if len(args) == len(names) and not given:
+                    self.__dict__.update(zip(names, args))  # noqa: B905 (as long as each other)
+                    return
                 values = dict(zip(names, args))  # noqa: B905 (too many arguments are reported below)
                 if len(args) > len(names) or not known.issuperset(given) or not values.keys().isdisjoint(given):
                     raise TypeError(f"{cls.__name__}: unexpected arguments {args[len(names) :]} {sorted(given)}")
@@ -31,7 +34,7 @@ else:
                         raise TypeError(f"{cls.__name__}: {name} is required")
                 self.__dict__.update(values)
 
-            def __setattr__(self, name, value):
+            def __setattr__(_self, name, _value):
                 raise AttributeError(f"{cls.__name__}.{name} cannot be assigned: the record is frozen")
 
             def key(self):

@@ -16,19 +16,25 @@ class Rules:
     refuses_pie: bool = False
     """DF_1_PIE: "cannot dynamically load position-independent executable"."""
     glibc_hwcaps: bool = False
-    """glibc-hwcaps/x86-64-v* subdirectories, the cache extension, and the x86 ISA level check (sysdeps/x86/dl-prop.h)."""
+    """glibc-hwcaps/x86-64-v* subdirectories, the cache extension, and the x86 ISA level check
+    (sysdeps/x86/dl-prop.h).
+    """
     list_diagnostics: bool = False
     """`ld.so --list-diagnostics` exists (elf/dl-usage.c)."""
     surplus_tunables: bool = False
     """glibc.rtld.nns and .optional_static_tls size the static TLS surplus (elf/dl-tls.c); before: 1,664 bytes."""
     checks_alignment: bool = True
     """A p_align that is no multiple of the page size is refused."""
-    knows_empty_dynamic: bool = False
-    """PT_DYNAMIC with no bytes in the file (objcopy --only-keep-debug) is "object file has no dynamic section"."""
+    filtered_root_aborts: bool = True
+    """A dlopened object whose DT_AUXILIARY or DT_FILTER is found is an assertion: exit 127 (elf/dl-deps.c)."""
     relr: bool = False
-    """DT_RELR is applied, and needs a reference to GLIBC_ABI_DT_RELR (elf/dl-version.c); before: ignored, and a crash."""
+    """DT_RELR is applied, and needs a reference to GLIBC_ABI_DT_RELR (elf/dl-version.c); before: ignored, and a
+    crash.
+    """
     legacy_hwcaps: bool = True
-    """The tls/, x86_64/, haswell/ ... subdirectories, and cache entries that name such capabilities (elf/dl-hwcaps.c)."""
+    """The tls/, x86_64/, haswell/ ... subdirectories, and cache entries that name such capabilities
+    (elf/dl-hwcaps.c).
+    """
     enotdir_goes_on: bool = False
     """A path component that is no directory does not end the search in a list."""
     unversioned_aborts: bool = True
@@ -46,10 +52,10 @@ NEWEST = (2, 43)
 
 CHANGES: tuple[tuple[tuple[int, int], dict[str, bool]], ...] = (
     ((2, 30), {"refuses_pie": True}),
-    ((2, 32), {"surplus_tunables": True}),
+    ((2, 32), {"surplus_tunables": True, "filtered_root_aborts": False}),
     ((2, 33), {"glibc_hwcaps": True}),
     ((2, 34), {"list_diagnostics": True}),
-    ((2, 35), {"knows_empty_dynamic": True, "checks_alignment": False}),
+    ((2, 35), {"checks_alignment": False}),
     ((2, 36), {"relr": True}),
     ((2, 37), {"legacy_hwcaps": False}),
     ((2, 39), {"enotdir_goes_on": True}),
@@ -61,10 +67,10 @@ CHANGES: tuple[tuple[tuple[int, int], dict[str, bool]], ...] = (
 )
 
 
-def rules_for(version: tuple[int, int]) -> Rules:
-    """Return the rules of glibc VERSION; older or newer ones than the table knows get its nearest row."""
+def rules_for(version: tuple[int, int], **backported: bool) -> Rules:
+    """Return the rules of glibc VERSION, changed by BACKPORTED; other versions than the table's get its nearest row."""
     values: dict[str, bool] = {}
     for since, changed in CHANGES:
         if version >= since:
             values.update(changed)
-    return Rules(**values)
+    return Rules(**{**values, **backported})

@@ -1,8 +1,8 @@
 """Where ld.so looks for a name without a slash, in which order, and what it makes of each candidate (elf/dl-load.c).
 
-DT_RPATH of the requester and of those that loaded it, LD_LIBRARY_PATH, DT_RUNPATH of the requester, the cache, the default
-directories; each directory with its capability subdirectories first. errno is followed as ld.so's own variable, because one
-that is neither ENOENT nor EACCES ends the list that it came from.
+DT_RPATH of the requester and of those that loaded it, LD_LIBRARY_PATH, DT_RUNPATH of the requester, the cache, the
+default directories; each directory with its capability subdirectories first. errno is followed as ld.so's own
+variable, because one that is neither ENOENT nor EACCES ends the list that it came from.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ def _token(text: str, at: int) -> tuple[str, int]:
     """Return (token, characters after the "$" at AT - 1) or ("", 0); ${TOKEN} and the longest-name rule of the gABI."""
     curly = text.startswith("{", at)
     start = at + curly
-    for token in TOKENS:
-        after = text[start + len(token) : start + len(token) + 1]
-        if not text.startswith(token, start) or (curly and after != "}"):
+    for name in TOKENS:
+        after = text[start + len(name) : start + len(name) + 1]
+        if not text.startswith(name, start) or (curly and after != "}"):
             continue
         if after.isascii() and (after.isalnum() or after == "_"):
             continue
-        return token, len(token) + 2 * curly
+        return name, len(name) + 2 * curly
     return "", 0
 
 
@@ -71,14 +71,14 @@ def expand(text: str, requester: Requester, loader: HostLoader, secure: bool) ->
             parts.append(text[at])
             at += 1
             continue
-        token, length = _token(text, at + 1)
-        if token == "ORIGIN":
+        name, length = _token(text, at + 1)
+        if name == "ORIGIN":
             if secure and not (at == 0 and text[at + 1 + length : at + 2 + length] in ("", "/")):
                 return ""
             checked = secure and requester.executable
             parts.append(requester.origin)
-        elif token:
-            parts.append(loader.platform if token == "PLATFORM" else loader.library)
+        elif name:
+            parts.append(loader.platform if name == "PLATFORM" else loader.library)
         else:
             parts.append("$")
         at += 1 + length
@@ -107,7 +107,7 @@ class Search:
         self.library_path = None if secure else library_path
         self.cache = Cache(root, f"{loader.configuration}/{CACHE}", loader.rules, loader.hwcaps, loader.legacy_mask)
         self.main: Requester | None = None
-        self.errno = errno.ENOENT
+        self.errno = 0
         self._exists: dict[str, bool] = {}
         self._lists: dict[tuple[str, str, str], list[str]] = {}
 
@@ -163,7 +163,9 @@ class Search:
     # -- candidates
 
     def _try(self, path: str, rule: str, tried: list[Tried], state: list[bool]) -> Elf | None:
-        """open_verify: the Elf, or None to go on; raises Refused. `state[0]` remembers an ELF file of the other class."""
+        """open_verify: the Elf, or None to go on; raises Refused. `state[0]` remembers an ELF file of the other
+        class.
+        """
         try:
             found = Elf(self.root, path)
         except Skipped as skipped:
@@ -174,21 +176,24 @@ class Search:
         except Refused as refused:
             tried.append(Tried(path, rule, refused.message.removeprefix(f"{path}: ")))
             raise
+        self.errno = 0
         tried.append(Tried(path, rule, "used"))
         return found
 
     def _open_path(
         self, name: str, rule: str, directories: list[str], tried: list[Tried], state: list[bool]
     ) -> tuple[str, Elf] | None:
-        going_on = (errno.ENOENT, errno.EACCES)
+        going_on = {errno.ENOENT, errno.EACCES}
         if self.loader.rules.enotdir_goes_on:
-            going_on += (errno.ENOTDIR,)  # type: ignore[assignment]
+            going_on.add(errno.ENOTDIR)
         for directory in directories:
             here = False
             for subdirectory in self.loader.subdirectories:
                 place = directory + subdirectory
                 exists = True if not directory.startswith("/") else self._exists.get(place)
                 if exists is False:
+                    if not subdirectory:
+                        tried.append(Tried(place, rule, "no such directory"))
                     continue
                 found = self._try(place + name, rule, tried, state)
                 if found is not None:

@@ -1,4 +1,6 @@
-"""Room in the static TLS block: what initial-exec variables of a dlopened library can use (elf/dl-tls.c, dl-static-tls.h)."""
+"""Room in the static TLS block: what initial-exec variables of a dlopened library can use (elf/dl-tls.c,
+dl-static-tls.h).
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ class StaticTls:
         self.size = round_up(offset + surplus, self.alignment)  # without the thread control block itself
 
     def take(self, block: ThreadLocal, optional: bool = False) -> bool:
-        """Place BLOCK, as _dl_try_allocate_static_tls does; False when it does not fit. `optional`: for TLS descriptors."""
+        """Place BLOCK, as _dl_try_allocate_static_tls does; False when it does not fit. `optional`: for TLS
+        descriptors.
+        """
         alignment = max(block.alignment, 1)
         free = self.size - self.used
         needed = block.size + block.first_byte

@@ -1,7 +1,7 @@
 """Symbols of one object: lookup by hash table, and the symbols that its relocations name.
 
-Whole symbol tables are never read: a lookup costs a word of the Bloom filter, and for the few that pass it a bucket and a
-chain (elf/dl-lookup.c: do_lookup_x, check_match).
+Whole symbol tables are never read: a lookup costs a word of the Bloom filter, and for the few that pass it a bucket
+and a chain (elf/dl-lookup.c: do_lookup_x, check_match).
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ from pytest_gpudiscovery.loader.problems import ABORT, SIGBUS, SIGSEGV, UNSUPPOR
 from pytest_gpudiscovery.loader.rules import Rules
 from pytest_gpudiscovery.loader.versions import HIDDEN, INDEX, Version, Versions
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 SYMBOL = Struct("<IBBHQQ")
 GNU_HEADER = Struct("<IIII")
 WORD2 = Struct("<II")
@@ -24,7 +28,9 @@ RELOCATION = 24  # bytes of an Elf64_Rela
 BATCH = 2048  # relocations per read
 RELOCATION_BYTES = 1 << 28
 SYMBOLS_NAMED = 1 << 17
+LINKS = 8  # of a hash chain per read
 CHAIN = 1 << 16  # steps in one hash chain; an honest one has a handful
+TABLE_KEPT = 1 << 18  # bytes of a symbol table that is read at once
 BLOOM_KEPT = 1 << 20  # bytes of a Bloom filter that is read at once
 
 STB_LOCAL, STB_GLOBAL, STB_WEAK, STB_GNU_UNIQUE = 0, 1, 2, 10
@@ -120,18 +126,24 @@ class Symbols:
 
     # -- lookup
 
+    def may_have(self, hash_: int) -> bool:
+        """Return what the Bloom filter says of a name with this gnu_hash; True where there is none."""
+        if self.kind != "gnu":
+            return bool(self.kind)
+        slot = hash_ >> 6 & self.mask
+        if self.bloom:
+            word = self.bloom[slot]
+        else:
+            (word,) = self.elf.fields(LONG, self.bloom_at + 8 * slot)
+        return bool(word >> (hash_ & 63) & word >> (hash_ >> self.shift & 63) & 1)
+
     def lookup(self, name: bytes, version: Version | None, hash_: int, plt: bool, rules: Rules, names: set[str]) -> int:
         """Return the index of the definition that ld.so takes from this object, or -1.
 
         `hash_` is gnu_hash(name); `names` are the object's names (for the assertion of check_match). Raises Refused.
         """
         if self.kind == "gnu":
-            slot = hash_ >> 6 & self.mask
-            if self.bloom:
-                word = self.bloom[slot]
-            else:
-                (word,) = self.elf.fields(LONG, self.bloom_at + 8 * slot)
-            if not word >> (hash_ & 63) & word >> (hash_ >> self.shift & 63) & 1:
+            if not self.may_have(hash_):
                 return -1
             chain = self._gnu_chain(hash_)
         elif self.kind == "sysv":
@@ -142,12 +154,12 @@ class Symbols:
         for index in chain:
             verdict = self._match(index, name, version, plt, rules, names)
             if verdict > 0:
-                return self._binding(index)
+                return index if self._visible(index) else -1
             if verdict < 0:
                 fallbacks += 1
                 if fallbacks == 1:
                     fallback = index
-        return self._binding(fallback) if fallbacks == 1 else -1
+        return fallback if fallbacks == 1 and self._visible(fallback) else -1
 
     def _gnu_chain(self, hash_: int) -> list[int]:
         elf = self.elf
@@ -155,12 +167,16 @@ class Symbols:
         found: list[int] = []
         if not index:
             return found
-        for index_ in range(index, index + CHAIN):
-            (value,) = elf.fields(WORD, self.chain_at + 4 * (index_ - self.first))
-            if (value ^ hash_) >> 1 == 0:
-                found.append(index_)
-            if value & 1:
-                break
+        for start in range(index, index + CHAIN, LINKS):
+            words = elf.file.read(self.chain_at + 4 * (start - self.first), 4 * LINKS)
+            for number in range(len(words) // 4):
+                (value,) = WORD.unpack_from(words, 4 * number)
+                if (value ^ hash_) >> 1 == 0:
+                    found.append(start + number)
+                if value & 1:
+                    return found
+            if len(words) < 4 * LINKS:
+                raise Refused("the file ends inside a hash chain", elf.name, SIGBUS)
         return found
 
     def _sysv_chain(self, name: bytes) -> list[int]:
@@ -174,9 +190,7 @@ class Symbols:
             (index,) = elf.fields(WORD, self.chain_at + 4 * index)
         return found
 
-    def _match(
-        self, index: int, name: bytes, version: Version | None, plt: bool, rules: Rules, names: set[str]
-    ) -> int:
+    def _match(self, index: int, name: bytes, version: Version | None, plt: bool, rules: Rules, names: set[str]) -> int:
         """check_match: 1 is the definition, -1 a fallback if it stays the only one, 0 no match."""
         elf = self.elf
         text, info, _, section, value, _ = elf.fields(SYMBOL, self.symbols + SYMBOL.size * index)
@@ -202,11 +216,9 @@ class Symbols:
             return 0
         return -1 if rules.unversioned_is_fallback else 1
 
-    def _binding(self, index: int) -> int:
-        _, info, other, *_ = self.elf.fields(SYMBOL, self.symbols + SYMBOL.size * index)
-        if other & 3 in (1, 2) or info >> 4 not in BINDING:  # STV_INTERNAL, STV_HIDDEN; STB_LOCAL
-            return -1
-        return index
+    def _visible(self, index: int) -> bool:
+        _, info, other, _, _, _ = self.elf.fields(SYMBOL, self.symbols + SYMBOL.size * index)
+        return other & 3 not in (1, 2) and info >> 4 in BINDING  # STV_INTERNAL, STV_HIDDEN; STB_LOCAL
 
     # -- relocations
 
@@ -222,12 +234,21 @@ class Symbols:
                 self._scan(found, named, tables[start] + skipped, length - skipped)
         if named and self.symbols < 0:
             raise Refused("relocations without DT_SYMTAB", self.elf.name, SIGSEGV)
+        read = self._reader(max(named, default=0))
         for index, plt in named.items():
-            text, info, other, section, *_ = self.elf.fields(SYMBOL, self.symbols + SYMBOL.size * index)
+            text, info, other, section, _, _ = read(index)
             if section == 0 and info >> 4 != STB_LOCAL and other & 3 not in (1, 2):
                 reference = Reference(self.elf.string(text), self._version(index), info >> 4 == STB_WEAK, plt)
                 found.undefined[index] = reference
         return found
+
+    def _reader(self, highest: int) -> Callable[[int], tuple[int, ...]]:
+        """Return what reads one symbol: from the whole table at once where it is small."""
+        size = SYMBOL.size * (highest + 1)
+        data = self.elf.file.read(self.symbols, size) if size <= TABLE_KEPT else b""
+        if len(data) == size:
+            return lambda index: SYMBOL.unpack_from(data, SYMBOL.size * index)
+        return lambda index: self.elf.fields(SYMBOL, self.symbols + SYMBOL.size * index)
 
     def _version(self, index: int) -> Version | None:
         if self.versions.symbols < 0:

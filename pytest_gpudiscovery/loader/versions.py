@@ -40,8 +40,9 @@ class NeededVersion:
 class Versions:
     """The version tables of one object.
 
-    `needed` in file order; `defined` is None for an object without DT_VERDEF; `table` maps an index to its Version; `symbols`
-    is the file offset of DT_VERSYM, or -1 when ld.so ignores it because no index is in use. Raises Refused, OSError.
+    `needed` in file order; `defined` is None for an object without DT_VERDEF; `table` maps an index to its Version;
+    `symbols` is the file offset of DT_VERSYM, or -1 when ld.so ignores it because no index is in use. Raises Refused,
+    OSError.
     """
 
     def __init__(self, elf: Elf) -> None:

@@ -6,43 +6,52 @@ calls `main(payload)`. Nothing here may need more than Python 3.6's grammar: an 
 able to say so. json, re, enum, signal and typing are not imported: together they double the start of a child.
 """
 
+import faulthandler
 import marshal
 import os
 import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+    from types import ModuleType
+    from typing import Any
 
 OLDEST = (3, 10)
 REFUSED = 125  # exit code of a child that will not run the probe; the reason is in the journal
 
 
 class Shipped:
-    """Serves modules from {name: (file, text, is a package, marshalled code)}; the code only if COMPILED fits us."""
+    """Serves modules from {name: (file, text, is a package, marshalled code or b"")}; COMPILED: the code fits us."""
 
-    def __init__(self, sources, compiled):  # type: ignore[no-untyped-def]
+    def __init__(self, sources: "dict[str, tuple[str, str, bool, bytes]]", compiled: bool) -> None:
         self._sources, self._compiled = sources, compiled
 
-    def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]  # noqa: ARG002
+    def find_spec(self, name: str, path: "Any" = None, target: "Any" = None) -> "ModuleSpec | None":  # noqa: ARG002
         """Return the spec of a shipped module, None for any other."""
         if name not in self._sources:
             return None
         file, _, package, _ = self._sources[name]
-        return type(sys.__spec__)(name, self, origin=file, is_package=package)  # importlib.machinery costs 1 ms
+        # importlib.machinery.ModuleSpec, without the import
+        return type(sys.__spec__)(name, self, origin=file, is_package=package)  # type: ignore[arg-type]
 
-    def create_module(self, spec):  # type: ignore[no-untyped-def]  # noqa: ARG002
+    def create_module(self, spec: "ModuleSpec") -> None:
         """Let the import system create the module."""
 
-    def exec_module(self, module):  # type: ignore[no-untyped-def]
+    def exec_module(self, module: "ModuleType") -> None:
         """Run the shipped text."""
         file, text, _, code = self._sources[module.__name__]
         module.__file__ = file
-        unit = marshal.loads(code) if self._compiled else compile(text, file, "exec", dont_inherit=True)  # noqa: S302
+        usable = self._compiled and code
+        unit = marshal.loads(code) if usable else compile(text, file, "exec", dont_inherit=True)  # noqa: S302
         exec(unit, module.__dict__)  # noqa: S102 - this is an importer
 
-    def get_source(self, name):  # type: ignore[no-untyped-def]
+    def get_source(self, name: str) -> str:
         """Return the text, for the source lines of tracebacks."""
         return self._sources[name][1]
 
 
-def flush():  # type: ignore[no-untyped-def]
+def flush() -> None:
     """Push out what Python buffered; a probe may have closed or filled its own output."""
     for stream in (sys.stdout, sys.stderr):
         try:
@@ -51,28 +60,33 @@ def flush():  # type: ignore[no-untyped-def]
             pass
 
 
-def execute(payload, index):  # type: ignore[no-untyped-def]
+def execute(payload: "dict[str, Any]", index: int) -> None:
     """Replace this process by interpreter INDEX of the payload. Raises OSError."""
     isolated = ["-I"] if payload["site"] else ["-I", "-S"]
-    code = ["-X", "faulthandler", "-c", payload["stub"]] + sys.argv[1:3] + [str(index)]  # noqa: RUF005
-    os.execve(payload["interpreters"][index], [payload["interpreters"][index]] + isolated + code, dict(os.environ))  # noqa: RUF005, S606
+    code = ["-X", "faulthandler", "-c", payload["stub"], sys.argv[1], sys.argv[2], str(index)]
+    os.execve(payload["interpreters"][index], [payload["interpreters"][index]] + isolated + code, dict(os.environ))  # noqa: S606, RUF005
 
 
-def main(payload):  # type: ignore[no-untyped-def]
+def check_age(payload: "dict[str, Any]") -> None:
+    """Go on in the next interpreter when this one is too old for the shipped modules, or refuse."""
+    if sys.version_info >= OLDEST:
+        return
+    for index in range(int(sys.argv[3]) + 1, len(payload["interpreters"])):
+        try:
+            execute(payload, index)
+        except OSError:
+            pass  # the next one, or the refusal below
+    text = "%s is Python %d.%d, 3.10 is needed" % (sys.executable, sys.version_info[0], sys.version_info[1])  # noqa: UP031
+    os.write(payload["journal_fd"], ('{"ev": "refused", "value": "%s"}\n' % text).encode())  # noqa: UP031
+    os._exit(REFUSED)
+
+
+def main(payload: "dict[str, Any]") -> None:
     """Run the probe that PAYLOAD names. Ends the process: 0 with an answer, 1 with a traceback, REFUSED, or as told."""
     for name in set(os.environ) - set(payload["env_names"]):
         del os.environ[name]  # Python's own locale coercion sets LC_CTYPE
-    if sys.version_info < OLDEST:
-        for index in range(int(sys.argv[3]) + 1, len(payload["interpreters"])):
-            try:
-                execute(payload, index)
-            except OSError:
-                pass  # the next one, or the refusal below
-        # The journal's code is newer than this interpreter.
-        text = "%s is Python %d.%d, 3.10 is needed" % (sys.executable, sys.version_info[0], sys.version_info[1])  # noqa: UP031
-        os.write(payload["journal_fd"], ('{"ev": "refused", "value": "%s"}\n' % text).encode())  # noqa: UP031
-        os._exit(REFUSED)
-    compiled = sys.modules["_frozen_importlib_external"].MAGIC_NUMBER == payload["magic"]
+    check_age(payload)
+    compiled = payload["magic"] == sys.modules["_frozen_importlib_external"].MAGIC_NUMBER
     sys.meta_path.insert(0, Shipped(payload["sources"], compiled))
     from pytest_gpudiscovery.probes import setup  # noqa: PLC0415 - served by the line above
     from pytest_gpudiscovery.probes.journal import Journal  # noqa: PLC0415
@@ -85,14 +99,11 @@ def main(payload):  # type: ignore[no-untyped-def]
     if payload["sys_path"] and list(sys.version_info[:2]) == payload["python"]:
         sys.path.extend(path for path in payload["sys_path"] if path not in sys.path)
     journal.begin()
-    if payload["traceback_after_s"]:
-        import faulthandler  # noqa: PLC0415
-
-        faulthandler.dump_traceback_later(payload["traceback_after_s"])
+    faulthandler.dump_traceback_later(payload["traceback_after_s"])
     try:
-        name = "pytest_gpudiscovery.probes." + payload["module"]
-        __import__(name)
-        journal.answer(sys.modules[name].probe(payload["request"], journal))
+        module = "pytest_gpudiscovery.probes." + payload["module"]
+        __import__(module)
+        journal.answer(sys.modules[module].probe(payload["request"], journal))
     except Exception:
         import traceback  # noqa: PLC0415
 
@@ -102,7 +113,9 @@ def main(payload):  # type: ignore[no-untyped-def]
             sys.stderr.write(text)
         except (OSError, ValueError, AttributeError):
             pass
+        setup.end_children(journal)
         flush()
         os._exit(1)
+    setup.end_children(journal)
     flush()
     os._exit(0)  # at once: destructors of a driver library must not undo an answer that was given

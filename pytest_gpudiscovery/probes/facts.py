@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 
-from pytest_gpudiscovery.probes.host import HostView
+from pytest_gpudiscovery.probes.host import HostView, LiveView
 
 DIGITS_LIMIT = 20  # a longer number is no number that the kernel writes
 
@@ -55,11 +55,7 @@ def errno_name(error: OSError) -> str:
 
 def own_status() -> dict[str, str]:
     """Return the `Name: value` lines of this process's own /proc/self/status, {} where /proc is hidden."""
-    try:
-        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-            return pairs(file.read())
-    except OSError:
-        return {}
+    return pairs(text(LiveView(), "/proc/self/status") or "")
 
 
 def pairs(lines: str) -> dict[str, str]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import time
+
 from pytest_gpudiscovery.probes.wire import dumps
 
 TYPE_CHECKING = False

@@ -16,7 +16,7 @@ PCI = "/sys/bus/pci/devices"
 NVIDIA = "0x10de"
 DISPLAY = ("0x0300", "0x0302")  # VGA controller and 3D controller: GPUs; an NVSwitch is a bridge (0x0680)
 MODULES = ("nvidia", "nvidia_uvm", "nvidia_modeset", "nvidia_drm", "nouveau", "nova_core", "vfio_pci")
-# Words of kernel log lines that are kept; the judgement reads them (diagnosis/kernellog.py).
+# Words of kernel log lines that are kept; the judgement reads them (diagnosis/xid.py).
 WORDS = (b"NVRM", b"nvidia", b"nouveau", b"PM: suspend", b"PM: hibernation", b"blocked for more than")
 KEPT = 2000  # log lines; the last ones, because they are the present
 
@@ -36,6 +36,7 @@ def probe(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
         keep("modules", modules(view))
         keep("devices", devices(view))
         keep("platform", platform(view))
+        keep("dev", [name for name in facts.names(view, "/dev") if name.startswith("nvidia")])
     with journal.step("read /proc/driver/nvidia/version"):
         keep("version", module_version(view))
     with journal.step("read /proc/driver/nvidia/params"):
@@ -49,14 +50,14 @@ def probe(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
 
 
 def pci_devices(view: HostView) -> dict[str, Any]:
-    """Return {"gpus": [...], "errno"}: NVIDIA display devices, one entry per function.
+    """Return {"gpus": [...], "devices", "errno"}: NVIDIA display devices, one entry per function, of DEVICES listed.
 
     {"pci", "class", "device_id": "2330", "subsystem": "10de:16c1", "driver": name | None, "vf": bool, "numa", "width"}
     """
     try:
         names = view.listdir(PCI)
     except OSError as error:
-        return {"gpus": [], "errno": facts.errno_name(error)}
+        return {"gpus": [], "devices": 0, "errno": facts.errno_name(error)}
     found = []
     for name in names:
         where = f"{PCI}/{name}"
@@ -78,7 +79,7 @@ def pci_devices(view: HostView) -> dict[str, Any]:
                 "width": facts.text(view, f"{where}/current_link_width"),
             }
         )
-    return {"gpus": found, "errno": None}
+    return {"gpus": found, "devices": len(names), "errno": None}
 
 
 def modules(view: HostView) -> dict[str, Any]:

@@ -72,33 +72,36 @@ def resolve(name: str) -> dict[str, Any]:
 def exchange(listener: _socket.socket) -> dict[str, Any]:
     """Send a request and a reply between LISTENER and a new socket; {"errno", "phase", "seconds"}.
 
-    errno "ETIMEDOUT" stands for an exchange that did not end within PATIENCE_S.
+    errno "ETIMEDOUT" stands for an exchange that did not end within PATIENCE_S, "EPROTO" for one in which something
+    else arrived than was sent.
     """
     begun, phase = time.monotonic(), "connect"
     client = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
-    listener.settimeout(PATIENCE_S)
-    client.settimeout(PATIENCE_S)
+    ends = [client]
     problem: str | None = None
     try:
+        listener.settimeout(PATIENCE_S)
+        client.settimeout(PATIENCE_S)
         client.connect(listener.getsockname())
         phase = "accept"
         fd, _ = listener._accept()  # type: ignore[attr-defined]  # what socket.accept() itself calls
         server = _socket.socket(fileno=fd)
+        ends.append(server)
         server.settimeout(PATIENCE_S)
         phase = "request"
         client.send(REQUEST)
-        arrived = receive(server, len(REQUEST))
-        phase = "reply"
-        server.send(REPLY)
-        answered = receive(client, len(REPLY))
-        if (arrived, answered) != (REQUEST, REPLY):
-            problem = "EPROTO"  # something between the two sockets answers in our place
-        server.close()
+        if receive(server, len(REQUEST)) != REQUEST:
+            problem = "EPROTO"
+        else:
+            phase = "reply"
+            server.send(REPLY)
+            problem = None if receive(client, len(REPLY)) == REPLY else "EPROTO"
     except TimeoutError:
         problem = "ETIMEDOUT"
     except OSError as error:
         problem = errno_name(error)
-    client.close()
+    for end in ends:
+        end.close()
     return {
         "errno": problem,
         "phase": None if problem is None else phase,

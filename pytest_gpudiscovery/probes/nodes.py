@@ -10,11 +10,10 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from pytest_gpudiscovery.probes import libraries, procdriver
+from pytest_gpudiscovery.probes import facts, libraries, procdriver
 from pytest_gpudiscovery.probes.host import HostView, open_view
 from pytest_gpudiscovery.probes.journal import Journal
-from pytest_gpudiscovery.probes.package import mount_options
-from pytest_gpudiscovery.probes.service import identity
+from pytest_gpudiscovery.probes.mounts import mount_options
 
 CONTROL, UVM = "/dev/nvidiactl", "/dev/nvidia-uvm"
 LIBRARIES = ("libcuda.so.1", "libnvidia-ml.so.1", "libnvidia-ptxjitcompiler.so.1")
@@ -28,7 +27,7 @@ def probe(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
     has bound and the major that it was given.
     """
     view = open_view(request["view"])
-    answer: dict[str, Any] = {"identity": identity()}
+    answer: dict[str, Any] = {"identity": facts.identity()}
     with journal.step("find the driver's libraries"):
         answer["libraries"] = [library(view, name, request["env"]) for name in LIBRARIES]
     with journal.step("find nvidia-modprobe"):
@@ -71,12 +70,8 @@ def modprobe(view: HostView) -> dict[str, Any] | None:
 
 def listed_minors(view: HostView) -> list[int]:
     """Return the minors of the /dev/nvidiaN that exist: all there is to ask when /proc/driver/nvidia is hidden."""
-    try:
-        names = view.listdir("/dev")
-    except OSError:
-        return []
-    tails = (name[6:] for name in names if name.startswith("nvidia"))
-    return sorted(int(tail) for tail in tails if tail.isascii() and tail.isdigit() and len(tail) < 4)
+    found = (facts.number(name[6:]) for name in facts.names(view, "/dev") if name.startswith("nvidia"))
+    return sorted(minor for minor in found if minor is not None)
 
 
 def node(view: HostView, journal: Journal, path: str, major: int | None, minor: int | None) -> dict[str, Any]:
@@ -89,7 +84,7 @@ def node(view: HostView, journal: Journal, path: str, major: int | None, minor: 
     try:
         status = view.stat(path)
     except OSError as error:
-        return {**answer, "errno": libraries.errno_name(error)}
+        return {**answer, "errno": facts.errno_name(error)}
     answer["stat"] = {key: status[key] for key in ("type", "mode", "uid", "gid", "major", "minor")}
     mount = mount_options(view, path)
     answer["nodev"] = mount is not None and "nodev" in mount["options"]
@@ -100,6 +95,6 @@ def node(view: HostView, journal: Journal, path: str, major: int | None, minor: 
             view.open_device(path)
             answer["open"] = "ok"
         except OSError as error:
-            answer["open"] = libraries.errno_name(error)
+            answer["open"] = facts.errno_name(error)
         step.result = answer["open"]
     return answer

@@ -26,8 +26,11 @@ MIG_LIMIT = 16
 PROCESS_LIMIT = 1024  # contexts on one GPU
 
 
-def probe(request: dict[str, Any], journal: Journal) -> dict[str, Any]:  # noqa: ARG001 - every probe is called so
-    """Return the library, the return codes of its first calls, the system's versions and every GPU's state."""
+def probe(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
+    """Return the library, the return codes of its first calls, the system's versions and every GPU's state.
+
+    REQUEST: {"view"}, for the names of the processes that compute on a GPU.
+    """
     answer: dict[str, Any] = {}
     name = WSL_LIBRARY if os.path.exists(WSL_LIBRARY) else LIBRARY
     try:
@@ -54,6 +57,7 @@ def probe(request: dict[str, Any], journal: Journal) -> dict[str, Any]:  # noqa:
     gpus: list[dict[str, Any]] = []
     for index in range(min(count.value, GPU_LIMIT) if answer["count"].get("rc") == 0 else 0):
         gpus.append(_gpu(lib, journal, index))
+        _name_processes(gpus[-1], request)
         journal.observe("gpus", gpus)
     answer["gpus"] = gpus
     answer["shutdown"] = ffi.call(journal, lib, "nvmlShutdown")
@@ -209,7 +213,7 @@ def _fabric(asked: Asked, handle: ctypes.c_void_p, _: dict[str, Any]) -> dict[st
 
 
 def _processes(asked: Asked, handle: ctypes.c_void_p, _: dict[str, Any]) -> dict[str, Any]:
-    """Who computes on the GPU: [{"pid", "memory", "name"}]; a PID of another PID namespace is 0 or has no name."""
+    """Who computes on the GPU: [{"pid", "memory"}]; the PID of a process of another PID namespace may be 0."""
     count = ctypes.c_uint(PROCESS_LIMIT)
     for symbol, kind in (
         ("nvmlDeviceGetComputeRunningProcesses_v3", c.ProcessInfo),
@@ -228,13 +232,22 @@ def _processes(asked: Asked, handle: ctypes.c_void_p, _: dict[str, Any]) -> dict
 
 
 def _process(entry: Any) -> dict[str, Any]:
-    try:
-        with open(f"/proc/{entry.pid}/comm", "rb") as file:
-            name = ffi.text(file.read(64)).strip()
-    except OSError:
-        name = None
     known = entry.used_memory != c.NOT_AVAILABLE
-    return {"pid": entry.pid, "memory": entry.used_memory if known else None, "name": name}
+    return {"pid": entry.pid, "memory": entry.used_memory if known else None}
+
+
+def _name_processes(gpu: dict[str, Any], request: dict[str, Any]) -> None:
+    """Add the `name` of each process in GPU: /proc/PID/comm, None where it cannot be read."""
+    if not gpu.get("processes"):
+        return
+    from pytest_gpudiscovery.probes.host import open_view  # noqa: PLC0415 - costs 5 ms, and most GPUs are idle
+
+    view = open_view(request.get("view") or {"kind": "live"})
+    for process in gpu["processes"]:
+        try:
+            process["name"] = ffi.text(view.read(f"/proc/{process['pid']}/comm", 64)).strip()
+        except OSError:
+            process["name"] = None
 
 
 def _instances(asked: Asked, handle: ctypes.c_void_p) -> list[dict[str, Any]] | None:

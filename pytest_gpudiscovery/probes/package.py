@@ -100,7 +100,7 @@ def find_binary(view: HostView, wanted: str | None, path: str) -> dict[str, Any]
 
 
 def find_lib(view: HostView, binary: str, cwd: str | None) -> dict[str, Any]:
-    """Return {"path", "fallback", "tried"}: the directory that Ollama takes for BINARY (symlinks resolved).
+    """Return {"path", "realpath", "fallback", "tried"}: the directory that Ollama takes for BINARY (symlinks resolved).
 
     `fallback` is true when none of the candidates exists and Ollama falls back to the directory of its binary.
     """
@@ -110,8 +110,8 @@ def find_lib(view: HostView, binary: str, cwd: str | None) -> dict[str, Any]:
         tried.append(f"{cwd.rstrip('/')}/build/lib/ollama")
     for path in tried:
         if kind(view, path) is not None:
-            return {"path": path, "fallback": False, "tried": tried}
-    return {"path": here, "fallback": True, "tried": tried}
+            return {"path": path, "realpath": view.realpath(path), "fallback": False, "tried": tried}
+    return {"path": here, "realpath": here, "fallback": True, "tried": tried}
 
 
 def gpu_directories(view: HostView, lib: str) -> list[str]:

@@ -12,10 +12,11 @@ import os
 import stat
 
 CLONE_NEWNS = 0x20000  # linux/sched.h
-MS_NOSUID, MS_BIND, MS_REC, MS_PRIVATE = 2, 1 << 12, 1 << 14, 1 << 18  # linux/mount.h
+MS_NOSUID, MS_NODEV, MS_BIND, MS_REC, MS_PRIVATE = 2, 4, 1 << 12, 1 << 14, 1 << 18  # linux/mount.h
 MNT_DETACH = 2
 ENTRIES = 20_000  # of one /dev; a DGX has about 1,000
 DEPTH = 16
+FILE_BYTES = 1 << 12  # of a regular file, which has no business in /dev
 ACL = "system.posix_acl_access"  # systemd-logind gives the seat's user access to nodes by ACL
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -38,9 +39,11 @@ def enter() -> None:
     _check(_libc.unshare(CLONE_NEWNS), "unshare(CLONE_NEWNS)")
     _mount("none", "/", None, MS_REC | MS_PRIVATE)  # nothing that is mounted from here on reaches the host
     old = os.open("/dev", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # after unshare: binds need our namespace
+    # A /dev that is mounted nodev makes every node useless: the copy must be as useless as the original.
+    flags = MS_NOSUID | (MS_NODEV if os.fstatvfs(old).f_flag & os.ST_NODEV else 0)
     mask = os.umask(0)
     try:
-        _mount("gpu-discovery", "/dev", "tmpfs", MS_NOSUID, f"mode=0755,size=4m,nr_inodes={2 * ENTRIES}")
+        _mount("gpu-discovery", "/dev", "tmpfs", flags, f"mode=0755,size=4m,nr_inodes={2 * ENTRIES}")
         try:
             new = os.open("/dev", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -72,13 +75,13 @@ def _copy(old: int, new: int, path: str, count: list[int], depth: int) -> None:
                 _directory(old, new, name, f"{path}/{name}", seen, count, depth - 1)
             elif stat.S_ISCHR(seen.st_mode) or stat.S_ISBLK(seen.st_mode):
                 _node(old, new, name, f"{path}/{name}", seen)
+            elif stat.S_ISREG(seen.st_mode):
+                _file(old, new, name, seen)
             else:
-                _bind(old, new, name, f"{path}/{name}", seen)  # a socket or FIFO, such as /dev/log
+                _bind(old, new, name, f"{path}/{name}", seen)  # a socket or FIFO, such as /dev/log: the same one
 
 
-def _directory(
-    old: int, new: int, name: str, path: str, seen: os.stat_result, count: list[int], depth: int
-) -> None:
+def _directory(old: int, new: int, name: str, path: str, seen: os.stat_result, count: list[int], depth: int) -> None:
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
     os.mkdir(name, 0o700, dir_fd=new)
     inner_old = os.open(name, flags, dir_fd=old)
@@ -105,6 +108,21 @@ def _node(old: int, new: int, name: str, path: str, seen: os.stat_result) -> Non
         os.setxattr(path, ACL, os.getxattr(f"/proc/self/fd/{old}/{name}", ACL))
     except OSError:
         os.chmod(name, stat.S_IMODE(seen.st_mode), dir_fd=new)  # no ACL; the umask is 0, but chown clears bits
+
+
+def _file(old: int, new: int, name: str, seen: os.stat_result) -> None:
+    """Copy a regular file: a bind mount could not be unlinked, and the driver replaces one that stands for a node."""
+    source = os.open(name, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=old)
+    try:
+        target = os.open(name, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600, dir_fd=new)
+        try:
+            os.write(target, os.read(source, FILE_BYTES))
+            os.fchown(target, seen.st_uid, seen.st_gid)
+            os.fchmod(target, stat.S_IMODE(seen.st_mode))
+        finally:
+            os.close(target)
+    finally:
+        os.close(source)
 
 
 def _bind(old: int, new: int, name: str, path: str, seen: os.stat_result) -> None:

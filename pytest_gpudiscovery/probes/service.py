@@ -13,7 +13,7 @@ import time
 from typing import Any
 
 from pytest_gpudiscovery.probes import facts, libraries, procdriver
-from pytest_gpudiscovery.probes.host import HostView, open_view
+from pytest_gpudiscovery.probes.host import HostView, LiveView, open_view
 from pytest_gpudiscovery.probes.journal import Journal
 
 THREADS = 32  # a Go runtime with CUDA loaded has about 20 on a 16-core host
@@ -59,16 +59,14 @@ def probe(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
 
 def namespaces() -> dict[str, Any]:
     """Return {"uid_map", "proc_is_ours"}: /proc of another pid namespace is what CUDA stumbles over after unshare."""
-    try:
-        with open("/proc/self/uid_map", encoding="ascii") as file:
-            uid_map: list[list[int]] | None = [[int(part) for part in line.split()] for line in file]
-    except (OSError, ValueError):
-        uid_map = None
-    try:
-        ours: bool | None = os.readlink("/proc/self") == str(os.getpid())
-    except OSError:
-        ours = None
-    return {"uid_map": uid_map, "proc_is_ours": ours}
+    lines = facts.text(LiveView(), "/proc/self/uid_map")
+    shown = facts.link(LiveView(), "/proc/self")
+    return {
+        "uid_map": None
+        if lines is None
+        else [[facts.number(part) for part in line.split()] for line in lines.splitlines()],
+        "proc_is_ours": None if shown is None else shown == str(os.getpid()),
+    }
 
 
 def preload_names(value: str) -> list[str]:
@@ -105,8 +103,8 @@ def preloads(view: HostView, env: dict[str, str]) -> tuple[list[dict[str, Any]],
 
 def mapped(names: list[str]) -> list[str]:
     """Return which of NAMES (base names of libraries) are mapped in this process."""
-    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as file:
-        files = {line.rstrip("\n").rpartition("/")[2] for line in file if "/" in line}
+    lines = (facts.text(LiveView(), "/proc/self/maps", 1 << 22) or "").splitlines()
+    files = {line.rpartition("/")[2] for line in lines if "/" in line}
     return [name for name in names if name in files]
 
 

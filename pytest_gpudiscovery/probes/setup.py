@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38  # lin
 PR_SET_PTRACER = 0x59616D61  # "Yama"
 PR_SET_PTRACER_ANY = ctypes.c_ulong(-1)
 SIGKILL = 9  # `import signal` costs 7 ms (enum)
+CHILDREN_S = 0.2  # for children to die
 SPAWNED = 3  # length of sys.argv in the process that the supervisor started; one more after an exec (boot.execute)
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -49,6 +51,37 @@ def apply(payload: dict[str, Any], journal: Journal) -> str | None:
     return None
 
 
+def end_children(journal: Journal) -> None:
+    """Kill what the probe started and left: once we have ended, nobody can find a daemon that closed our pipes.
+
+    Whoever loses a parent by it becomes our child too, so it takes as many rounds as there are generations.
+    """
+    killed: set[int] = set()
+    end = time.monotonic() + CHILDREN_S
+    while (pids := _children()) and time.monotonic() < end:
+        for pid in pids:
+            try:
+                if os.waitpid(pid, os.WNOHANG)[0] == 0:
+                    os.kill(pid, SIGKILL)
+                    killed.add(pid)
+            except OSError:
+                pass  # a setuid program, or reaped by a library meanwhile
+        time.sleep(0.001)
+    if killed:
+        journal.observe("left_behind", sorted(killed))
+
+
+def _children() -> list[int]:
+    found: list[int] = []
+    for tid in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{tid}/children", "rb") as file:
+                found += [int(pid) for pid in file.read().split()]
+        except OSError:
+            continue  # the thread ended, or the kernel has no CONFIG_PROC_CHILDREN
+    return found
+
+
 def _tie(payload: dict[str, Any]) -> None:
     """Tie this process to its supervisor. Again after each change of identity: that clears PR_SET_PDEATHSIG."""
     prctl(PR_SET_PDEATHSIG, SIGKILL)
@@ -63,7 +96,7 @@ def _tie(payload: dict[str, Any]) -> None:
 
 def _change(payload: dict[str, Any], journal: Journal) -> str | None:
     setup, not_done = payload["setup"], []
-    dev, mknod = "host", "kept"
+    dev, mknod, no_new_privs = "host", "kept", False
 
     def missed(what: str, why: object) -> None:
         not_done.append({"what": what, "why": str(why)})
@@ -84,6 +117,7 @@ def _change(payload: dict[str, Any], journal: Journal) -> str | None:
     if setup["no_new_privs"]:
         try:
             prctl(PR_SET_NO_NEW_PRIVS, 1)
+            no_new_privs = True
         except OSError as error:
             missed("no_new_privs", error)
     if drop_mknod:
@@ -114,7 +148,7 @@ def _change(payload: dict[str, Any], journal: Journal) -> str | None:
         "gid": os.getegid(),
         "groups": os.getgroups(),
         "dev": dev,
-        "no_new_privs": setup["no_new_privs"],
+        "no_new_privs": no_new_privs,
         "mknod": mknod,
         "not_done": not_done,
     }

@@ -11,12 +11,12 @@ try:
     _encode = make_encoder({}, str, encode_basestring_ascii, None, ": ", ", ", False, False, True)
 
     def dumps(value: "Any") -> str:
-        """Return VALUE as JSON; what JSON lacks is written as its str(). Raises TypeError for keys, ValueError for cycles."""
+        """Return VALUE as JSON, what JSON lacks as its str(). Raises TypeError for keys, ValueError for cycles."""
         return "".join(_encode(value, 0))
 
 except (ImportError, TypeError):  # another Python than CPython, or a later one
     import json
 
     def dumps(value: "Any") -> str:
-        """Return VALUE as JSON; what JSON lacks is written as its str(). Raises TypeError for keys, ValueError for cycles."""
+        """Return VALUE as JSON, what JSON lacks as its str(). Raises TypeError for keys, ValueError for cycles."""
         return json.dumps(value, default=str)

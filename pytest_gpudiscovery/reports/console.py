@@ -111,16 +111,23 @@ class Console:
         """Say TEXT once, however many processes meet it."""
         self._line(f"note: {text}")
 
+    def error(self, text: str) -> None:
+        """Say what is wrong with how pytest was called, as pytest says it."""
+        self._line(f"ERROR: {text}", always=True, red=True)
+
     def stage(self, record: StageRecord) -> None:
         """Say how one stage ended."""
         duration = "" if record.outcome in _NOTHING_RAN else f"{record.duration_s:9.3f} s"
+        text = record.summary
+        if record.outcome is Outcome.NOT_REACHED and record.blocked_by is not None:
+            text = f"because of {wording.label(self._numbers[record.blocked_by], record.blocked_by)}"
         colour = COLOURS.get(record.outcome)
         with self._writer() as write:
             if write is None or self._quiet:
                 return
             write(f"{wording.label(self._numbers[record.name], record.name):<16}")
             write(f"{wording.words(record.outcome):<14}", **({colour: True} if colour else {}))
-            write(f"{duration:<11}  {record.summary}".rstrip() + "\n")
+            write(f"{duration:<11}  {text}".rstrip() + "\n")
             for step in record.steps if self._steps else ():
                 took = f"{step.duration_s:9.3f} s" if step.duration_s is not None else "  not ended"
                 result = "" if step.result is None else f"  {step.result}"

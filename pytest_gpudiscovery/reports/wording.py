@@ -9,6 +9,7 @@ from pytest_gpudiscovery.model import Check, CheckOutcome, Finding, Kind, Outcom
 
 INDENT = "   "
 OLLAMA_GIVES_UP = '"failed to finish discovery before timeout"'  # discover/runner.go, logged at its 30 s
+HUNG = (Outcome.TIMED_OUT, Outcome.UNKILLABLE)
 VALUE_LIMIT = 160  # characters of an observed or expected value in the block; verdict.json has all of it
 
 
@@ -28,12 +29,13 @@ def failure_block(record: StageRecord, numbers: Mapping[str, int], explains: Seq
     NUMBERS gives each stage's number; EXPLAINS names the stages that are not reached because of this one.
     """
     check, finding = worst(record)
+    hung = record.outcome in HUNG
     rows = [
         ("blocked in", _blocked_in(record, finding)),
         ("last step", _last_step(record)),
-        ("expected", _value(check.expected) if check else ""),
-        ("seen", _value(check.observed) if check and check.expected is not None else ""),
-        ("what it is", finding.detail if finding else ""),
+        ("expected", _value(check.expected) if check and not hung else ""),
+        ("seen", _value(check.observed) if check and not hung else ""),
+        ("because", finding.detail if finding and not hung else ""),
         ("also", "; ".join(other.summary for _, other in _failed(record) if other is not finding)),
         ("explains", _explains(explains, numbers)),
         ("Ollama", _ollama(record)),
@@ -75,7 +77,7 @@ def _last_step(record: StageRecord) -> str:
     step = open_step(record)
     if step is None or record.outcome.lets_others_run:
         return ""
-    if record.outcome in (Outcome.TIMED_OUT, Outcome.UNKILLABLE):
+    if record.outcome in HUNG:
         return f"{step.name}, started {max(0.0, record.deadline_s - step.started):.1f} s before the deadline"
     return f"{step.name}, started {step.started:.1f} s after the stage"
 
@@ -93,7 +95,7 @@ def _explains(explains: Sequence[str], numbers: Mapping[str, int]) -> str:
 
 
 def _ollama(record: StageRecord) -> str:
-    if record.ollama_budget_s is None or record.outcome not in (Outcome.TIMED_OUT, Outcome.UNKILLABLE):
+    if record.ollama_budget_s is None or record.outcome not in HUNG:
         return ""
     return f"gives up after {record.ollama_budget_s:g} s: {OLLAMA_GIVES_UP}"
 

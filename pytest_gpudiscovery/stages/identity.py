@@ -7,7 +7,7 @@ functions answer None (or an empty container) for what is not of the wanted type
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _PCI = re.compile(r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([0-9a-f]{2})(?:\.([0-7]))?")
@@ -17,13 +17,6 @@ _UUID = re.compile(r"(?:(GPU|MIG)-)?([0-9a-f]{8})-?([0-9a-f]{4})-?([0-9a-f]{4})-
 def integer(value: Any) -> int | None:
     """Return VALUE when it is an int (and no bool)."""
     return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def number(value: Any) -> float | None:
-    """Return VALUE when it is a finite int or float."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) == float("inf"):
-        return None
-    return value
 
 
 def string(value: Any) -> str | None:
@@ -36,9 +29,14 @@ def mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
 
 
+def sequence(value: Any) -> Sequence[Any]:
+    """Return VALUE when it is a list or tuple, else ()."""
+    return value if isinstance(value, (list, tuple)) else ()
+
+
 def objects(value: Any) -> list[Mapping[str, Any]]:
     """Return the objects in the list VALUE; what is no object is left out."""
-    return [item for item in value if isinstance(item, Mapping)] if isinstance(value, (list, tuple)) else []
+    return [item for item in sequence(value) if isinstance(item, Mapping)]
 
 
 def code_of(answer: Any) -> int | None:

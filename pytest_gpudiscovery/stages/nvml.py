@@ -11,8 +11,8 @@ from typing import Any
 
 from pytest_gpudiscovery.diagnosis import errors
 from pytest_gpudiscovery.model import Check, CheckOutcome, Kind, StageRecord
-from pytest_gpudiscovery.stages import nvml_gpu
-from pytest_gpudiscovery.stages.identity import code_of, integer, mapping, objects, pci, string
+from pytest_gpudiscovery.stages import nvml_fabric, nvml_gpu
+from pytest_gpudiscovery.stages.identity import code_of, integer, mapping, objects, pci, sequence, string
 from pytest_gpudiscovery.stages.spec import (
     Judgement,
     RunContext,
@@ -40,7 +40,7 @@ def plan(
     if results:
         return None
     deadline = deadline_for(context, SPEC.name, SPEC.deadline_s)
-    return "nvml", Probe("nvml", {}, context.env, deadline, context.cwd, context.setup)
+    return "nvml", Probe("nvml", {"view": dict(context.view)}, context.env, deadline, context.cwd, context.setup)
 
 
 def judge(given: StageInput) -> Judgement:
@@ -54,6 +54,7 @@ def judge(given: StageInput) -> Judgement:
     gpus = objects(seen.get("gpus"))
     seconds = _init_seconds(given)
     checks += [_persistence(gpus, seconds), _conf_compute(mapping(seen.get("system")))]
+    checks += nvml_fabric.judge_fabric(gpus)
     for gpu in gpus:
         checks += nvml_gpu.judge_gpu(gpu)
     checks = _ease_where_others_are_left(checks, len(gpus))
@@ -76,7 +77,7 @@ def _init(seen: Mapping[str, Any], module: str | None) -> tuple[list[Check], boo
         return [found(f"nvml.{cause}", facts, expected="libnvidia-ml.so.1 loads", observed=error)], False
     checks = []
     init = mapping(seen.get("nvmlInit_v2"))
-    absent = [str(name) for name in seen.get("missing") or [] if isinstance(seen.get("missing"), list)]
+    absent = [str(name) for name in sequence(seen.get("missing"))]
     if absent:
         checks.append(found("nvml.function_missing", {**facts, "functions": ", ".join(absent)}, observed=absent))
     code = code_of(init)
@@ -99,7 +100,8 @@ def _init(seen: Mapping[str, Any], module: str | None) -> tuple[list[Check], boo
 
 def _error(code: int | None, call: str, facts: Mapping[str, Any]) -> Check:
     entry = errors.nvml(code)
-    details = {**facts, "code": code, "name": entry.name, "discovery": entry.discovery, "call": call, "index": "-"}
+    details = {**facts, "code": code, "name": entry.name, "discovery": entry.discovery, "call": call}
+    details.update(gpu="a GPU", index="INDEX")  # which one is not said
     return found(entry.cause or "nvml.error", details, expected=0, observed={"call": call, "code": entry.label})
 
 
@@ -174,11 +176,10 @@ SPEC = StageSpec(
     title="NVML loads and answers; fabric, modes, MIG, ECC",
     after=("kernel",),
     deadline_s=45.0,
-    rows=("P40", "P41", "P43", "P44", "P51", "P61"),
+    rows=("P51", "P40", "P41", "P43", "P44", "P61"),
     plan=plan,
     judge=judge,
     touches_driver=True,
-    soft_after=("service",),  # whose environment and identity the probe takes on
     hang_causes={
         "": "nvml.hang",
         "the nvml probe": "nvml.dlopen.hang",
@@ -187,4 +188,3 @@ SPEC = StageSpec(
     },
     crash_causes={"": "nvml.crash"},
 )
-

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pytest_gpudiscovery.diagnosis import catalogue
-from pytest_gpudiscovery.model import Check, CheckOutcome, Kind, Severity, StageRecord
+from pytest_gpudiscovery.model import Check, CheckOutcome, Kind, Outcome, Severity, StageRecord
 from pytest_gpudiscovery.supervise.types import ChildResult, Probe, Setup
 
 
@@ -64,6 +64,7 @@ class Judgement:
     summary: str  # one short line for a stage that passed: what was seen, with numbers
     facts: Any = None
     applicable: bool = True
+    outcome: Outcome | None = None  # how optional probes ended, where that decides (a hang); None: the checks decide
 
 
 # Probes run one after another and a later one may depend on what an earlier one saw, so a plan is a function of the

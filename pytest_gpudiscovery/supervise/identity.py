@@ -9,9 +9,21 @@ from collections.abc import Iterable
 
 from pytest_gpudiscovery.supervise.types import Identity
 
+# Ours, then the system's, newest first; the child refuses one that is too old and takes the next.
+LOOKED_AT = (
+    sys.executable,
+    *(f"/usr/bin/python3.{minor}" for minor in range(20, 9, -1)),
+    "/usr/bin/python3",
+    "/usr/local/bin/python3",
+)
 READ, EXECUTE = 4, 1
-NEWEST = 20  # python3.NEWEST to python3.10 are looked for
 LINKS = 40  # ELOOP, as in the kernel
+
+
+def is_ours(identity: Identity) -> bool:
+    """Whether IDENTITY is who this process is."""
+    groups = {*identity.groups, identity.gid}
+    return (identity.uid, identity.gid) == (os.geteuid(), os.getegid()) and groups == {*os.getgroups(), os.getegid()}
 
 
 def find_interpreter(identity: Identity) -> str | None:
@@ -19,15 +31,12 @@ def find_interpreter(identity: Identity) -> str | None:
     return next(iter(interpreters(identity)), None)
 
 
-def interpreters(identity: Identity, paths: Iterable[str] | None = None) -> tuple[str, ...]:
-    """Return those of PATHS (default: ours, then the system's, newest first) that IDENTITY can execute, in order.
+def interpreters(identity: Identity, paths: Iterable[str] = LOOKED_AT) -> tuple[str, ...]:
+    """Return those of PATHS that IDENTITY can execute, in order.
 
     Mode bits of every path component are looked at, not ACLs or security modules, and not whether the interpreter
     is new enough: the child tries them in turn and says what it met.
     """
-    if paths is None:
-        numbered = [f"/usr/bin/python3.{minor}" for minor in range(NEWEST, 9, -1)]
-        paths = (sys.executable, *numbered, "/usr/bin/python3", "/usr/local/bin/python3")
     return tuple(dict.fromkeys(path for path in paths if path and may_execute(path, identity)))
 
 

@@ -6,10 +6,10 @@ import functools
 import json
 import marshal
 import os
+import struct
 import sys
 from collections.abc import Sequence
-from importlib.machinery import SourceFileLoader
-from importlib.util import MAGIC_NUMBER
+from importlib.util import MAGIC_NUMBER, cache_from_source
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,13 @@ STUB = (
 )
 MARSHAL_VERSION = 2  # every Python 3 reads it
 
-Source = tuple[str, str, bool, bytes]  # file, text, is a package, marshalled code of this interpreter
+Source = tuple[str, str, bool, bytes]  # file, text, is a package, marshalled code of this interpreter or b""
 
 
 @functools.cache
 def _shipped(packages: tuple[str, ...]) -> dict[str, Source]:
     """Return the modules of PACKAGES by name, and an empty package above them."""
-    empty = marshal.dumps(compile("", ROOT.name, "exec"))
-    sources: dict[str, Source] = {ROOT.name: (f"{ROOT.name}/__init__.py", "", True, empty)}
+    sources: dict[str, Source] = {ROOT.name: (f"{ROOT.name}/__init__.py", "", True, b"")}
     for package in packages:
         for path in sorted((ROOT / package).rglob("*.py")):
             sources.update([_entry(path, path.relative_to(ROOT.parent))])
@@ -42,7 +41,7 @@ def _shipped(packages: tuple[str, ...]) -> dict[str, Source]:
 @functools.cache
 def _extra(directory: Path) -> dict[str, Source]:
     """Return the probes in DIRECTORY; raises ValueError when one would take a shipped module's place."""
-    paths = (path for path in sorted(directory.glob("*.py")) if path.name != "__init__.py")
+    paths = (path for path in sorted(directory.iterdir()) if path.suffix == ".py")
     sources = dict(_entry(path, Path(ROOT.name, "probes", path.name)) for path in paths)
     if taken := sources.keys() & _shipped(SHIPPED).keys():
         raise ValueError(f"{directory}: {', '.join(sorted(taken))}: a shipped module has this name")
@@ -53,17 +52,35 @@ def _entry(path: Path, place: Path) -> tuple[str, Source]:
     """Return name and source of the module in file PATH, as if it lay at PLACE (relative to our package's parent)."""
     package = place.name == "__init__.py"
     name = ".".join(place.parent.parts if package else place.with_suffix("").parts)
-    loader = SourceFileLoader(name, str(path))  # takes the code from __pycache__ when that is fresh
-    code = loader.get_code(name)
-    return name, (str(path), path.read_text(encoding="utf-8"), package, marshal.dumps(code))
+    return name, (str(path), path.read_text(encoding="utf-8"), package, _code(path))
+
+
+def _code(path: Path) -> bytes:
+    """Return the marshalled code that __pycache__ has for PATH, b"" when it has none or an old one.
+
+    Compiling is left to the child then: it needs three or four modules, and we would compile all of them.
+    """
+    try:
+        cached = Path(cache_from_source(str(path))).read_bytes()
+        seen = path.stat()
+    except (OSError, NotImplementedError):
+        return b""
+    stamp = struct.pack("<III", 0, int(seen.st_mtime) & 0xFFFFFFFF, seen.st_size & 0xFFFFFFFF)  # PEP 552, by time
+    return cached[16:] if cached[:16] == MAGIC_NUMBER + stamp else b""
 
 
 def pack(
-    probe: Probe, *, journal_fd: int, go_fd: int, interpreters: Sequence[str], extra: Path | None, traceback_after_s: float
+    probe: Probe,
+    *,
+    journal_fd: int,
+    go_fd: int,
+    interpreters: Sequence[str],
+    extra: Path | None,
+    traceback_after_s: float,
 ) -> int:
     """Write the payload for PROBE into a new memfd and return its descriptor.
 
-    TRACEBACK_AFTER_S is when, in seconds after its begin, the child prints its Python stacks (0: never). Raises OSError, and
+    TRACEBACK_AFTER_S is when, in seconds after its begin, the child prints its Python stacks. Raises OSError, and
     TypeError or ValueError for a request that is not JSON.
     """
     sources = _shipped(SHIPPED)

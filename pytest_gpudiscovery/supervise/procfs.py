@@ -6,6 +6,7 @@ read by probes/forensics.py only. `children` takes nothing but tasklist_lock (fs
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +22,7 @@ class Stat:
 
     name: str
     state: str  # R S D Z T t X I
-    parent: int
-    session: int
+    group: int  # process group
     utime: int
     stime: int
     start: int  # after boot
@@ -35,10 +35,10 @@ def parse_stat(text: str) -> Stat | None:
     if not 0 < opened < closed or len(fields) < 20:
         return None
     try:
-        ppid, session, utime, stime, start = (int(fields[index]) for index in (1, 3, 11, 12, 19))
+        group, utime, stime, start = (int(fields[index]) for index in (2, 11, 12, 19))
     except ValueError:
         return None
-    return Stat(text[opened + 1 : closed], fields[0], ppid, session, utime, stime, start)
+    return Stat(text[opened + 1 : closed], fields[0], group, utime, stime, start)
 
 
 def parse_status(text: str) -> dict[str, int]:
@@ -93,8 +93,6 @@ def read(path: str) -> tuple[str, str]:
 
 def errno_name(error: OSError) -> str:
     """Return EACCES for [Errno 13]."""
-    import errno  # noqa: PLC0415 - only after a failure
-
     return errno.errorcode.get(error.errno or 0, str(error.errno))
 
 

@@ -76,7 +76,7 @@ def start(process: Process, probe: Probe, interpreters: tuple[str, ...], extra: 
         go_fd=child_go,
         interpreters=interpreters,
         extra=extra,
-        traceback_after_s=TRACEBACK_AT * probe.deadline_s,
+        traceback_after_s=max(TRACEBACK_AT * probe.deadline_s, 0.01),
     )
     process.fds.add(memfd)
     isolated = ["-I"] if probe.site else ["-I", "-S"]

@@ -49,7 +49,12 @@ HEALTHY: dict[str, Any] = {
             "attributes": {"virtual_memory_management": 1},
             "calls": {name: {"rc": 0} for name in ("cuDeviceGet", "cuDeviceGetName", "cuDeviceGetUuid_v2")},
             "granularity": {"rc": 0, "bytes": 2097152},
-            "work": {**{name: {"rc": 0} for name in CALLS}, "copy_right": True, "kernel_right": True, "managed_right": True},
+            "work": {
+                **{name: {"rc": 0} for name in CALLS},
+                "copy_right": True,
+                "kernel_right": True,
+                "managed_right": True,
+            },
             "memory": {"free": 84464893952, "total": 85017624576},
         }
     ],
@@ -84,7 +89,18 @@ def changed(path: str, value: Any) -> dict[str, Any]:
 def test_a_healthy_h100_has_no_finding_and_says_each_row() -> None:
     checks = checks_of(HEALTHY)
     assert bad(checks) == []
-    assert {check.prerequisite for check in checks} >= {"P42", "P45", "P47", "P48", "P50", "P52", "P53", "P54", "P63", "P64"}
+    assert {check.prerequisite for check in checks} >= {
+        "P42",
+        "P45",
+        "P47",
+        "P48",
+        "P50",
+        "P52",
+        "P53",
+        "P54",
+        "P63",
+        "P64",
+    }
 
 
 @pytest.mark.parametrize(

@@ -155,11 +155,11 @@ static int initialise(void)
 
     if (!sim_version_matches_module())
         return SYSTEM_DRIVER_MISMATCH;
-    if (sim_in_other_user_namespace())
+    if (sim_proc_is_another_namespaces())
         return OPERATING_SYSTEM;
     if (!getrlimit(RLIMIT_AS, &space) && space.rlim_cur < ADDRESS_SPACE)
         return OUT_OF_MEMORY;
-    if (!sim_module_loaded() || sim_node("/dev/nvidiactl") != SIM_NODE_OK || !sim_take_descriptors(DESCRIPTORS))
+    if (!sim_module_loaded() || sim_node("/dev/nvidiactl") != SIM_NODE_OK || !sim_take_descriptors(DESCRIPTORS, 0))
         return NO_DEVICE;
     if (chosen)
         see_chosen(chosen);
@@ -320,6 +320,8 @@ SIM_EXPORT int cuDevicePrimaryCtxRetain(struct context **context, int device)
 {
     SIM_GATE("cuDevicePrimaryCtxRetain");
     NEED_DEVICE(device);
+    if (amount(device, "memory.used") + amount(device, "memory.context") > amount(device, "memory.cuda"))
+        return OUT_OF_MEMORY;
     devices[device].primary.device = device;
     devices[device].primary.users++;
     *context = &devices[device].primary;

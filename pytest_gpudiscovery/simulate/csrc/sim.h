@@ -40,10 +40,14 @@ int sim_gpu_count(const char *layer);
 int sim_module_loaded(void);
 const char *sim_own_version(void);     /* of the library's own file name, "" without one */
 int sim_version_matches_module(void);
-int sim_in_other_user_namespace(void); /* other than that of the process that prepared the host */
 
-/* Take COUNT file descriptors, as the driver does; 0 when there are not that many. */
-int sim_take_descriptors(int count);
+/* Whether /proc belongs to another pid namespace than this process: cuInit then answers 304. Measured: with a new user
+ * and pid namespace and the old /proc it does, with a new user namespace alone it does not. */
+int sim_proc_is_another_namespaces(void);
+
+/* Take COUNT file descriptors, as the driver does; 0 when there are not that many. GIVE_BACK then closes those that it
+ * got: measured with RLIMIT_NOFILE 16, NVML's failure leaves room for libcuda.so.1, cuInit's leaves none for libcudart. */
+int sim_take_descriptors(int count, int give_back);
 
 /* The 16 bytes of "GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx". */
 void sim_uuid_bytes(const char *text, unsigned char bytes[16]);

@@ -1,0 +1,127 @@
+"""Render the sample verdicts and photograph them in headless Chromium: wide, narrow, light, dark, and on paper.
+
+    python ci/look.py OUT [NAME ...]
+
+Writes OUT/NAME.html, OUT/NAME-{1280,400}-{light,dark}.png (the whole page) and OUT/NAME.pdf, and exits 1 when a page is
+wider than its window, writes to the console or asks for anything but itself. Needs `chromium` (Debian's package).
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import struct
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from pytest_gpudiscovery.reports import html
+from tests.reports import samples
+
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--enable-logging=stderr", "--log-level=0"),
+)
+WIDTHS = (1280, 400)
+SCHEMES = {"light": (), "dark": ("--blink-settings=preferredColorScheme=0", "--force-dark-mode")}
+FIRST_SCREEN = 800  # pixels of height: what is seen before scrolling
+LIMIT_S = 90
+# The window's own width, then what sticks out of it; asked by a script that the page under test does not have.
+MEASURE = """<script>
+const wide=[...document.querySelectorAll('body *')].filter(e=>!e.closest('.skip,svg,thead,pre'))
+.filter(e=>e.getBoundingClientRect().right>innerWidth+1).map(e=>e.tagName+'.'+e.className).slice(0,5);
+document.documentElement.setAttribute('data-measured',
+[document.documentElement.scrollWidth,innerWidth,document.body.scrollHeight,wide.join(' ')].join(';'));
+</script>"""
+MEASURED = re.compile(r'data-measured="(\d+);(\d+);(\d+);([^"]*)"')
+TROUBLE = re.compile(r"CONSOLE|ERR_|Refused to|net::|violates")
+
+
+def chromium(url: str, profile: str, *flags: str) -> tuple[str, str]:
+    """Return stdout and stderr of one headless visit to URL; raises CalledProcessError or TimeoutExpired."""
+    command = ["chromium", *FLAGS, f"--user-data-dir={profile}", *flags, url]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=LIMIT_S, check=True)
+    return done.stdout, done.stderr
+
+
+def framed(page: Path, width: int) -> str:
+    """Return a page that shows PAGE in a frame WIDTH pixels wide: a headless window is never narrower than 500."""
+    return f'<body style="margin:0"><iframe src="{page.name}" style="border:0;width:{width}px;height:20000px"></iframe>'
+
+
+def measure(page: Path, width: int, profile: str) -> tuple[list[str], int]:
+    """Return what is wrong with PAGE at WIDTH pixels, and its height there."""
+    probe = page.with_suffix(".measured.html")
+    text = page.read_text(encoding="utf-8")
+    probe.write_text(
+        re.sub(r"<meta http-equiv[^>]*>", "", text).replace("</body>", MEASURE + "</body>"), encoding="utf-8"
+    )
+    outer = page.with_suffix(".outer.html")
+    # Same-origin access between files is off; the frame reports by its own attribute, read from a page of its width.
+    outer.write_text(
+        framed(probe, width).replace("<body", "<html><body", 1)
+        + "<script>onload=()=>{const d=document.querySelector('iframe').contentDocument;"
+        "document.documentElement.setAttribute('data-measured',d.documentElement.getAttribute('data-measured'))}</script>",
+        encoding="utf-8",
+    )
+    dom, _ = chromium(
+        outer.as_uri(), profile, "--dump-dom", "--allow-file-access-from-files", "--virtual-time-budget=3000"
+    )
+    probe.unlink()
+    outer.unlink()
+    found = MEASURED.search(dom)
+    if found is None:
+        return [f"{page.name} at {width}: no measurement came back"], FIRST_SCREEN
+    scroll, inner, height = (int(found[index]) for index in (1, 2, 3))
+    wide = [f"{page.name} at {width}: {scroll} pixels wide ({found[4]})"] if scroll > inner or found[4] else []
+    return wide, height
+
+
+def photograph(page: Path, out: Path, width: int, height: int, scheme: str, profile: str) -> list[str]:
+    """Write the picture OUT of PAGE; return what the browser complained about."""
+    outer = page.with_suffix(".frame.html")
+    outer.write_text(framed(page, width).replace("20000px", f"{height}px"), encoding="utf-8")
+    _, errors = chromium(
+        outer.as_uri(), profile, f"--screenshot={out}", f"--window-size={width},{height}", *SCHEMES[scheme]
+    )
+    outer.unlink()
+    return [f"{page.name}: {line}" for line in errors.splitlines() if TROUBLE.search(line)]
+
+
+def main() -> int:
+    """Render, measure, photograph; return 1 when something is wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("names", nargs="*", default=[])
+    parser.add_argument("--first", action="store_true", help="only the first screen, not the whole page")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    out = given.out.resolve()
+    wrong: list[str] = []
+    with tempfile.TemporaryDirectory() as profile:
+        for name in given.names or samples.ALL:
+            page = out / f"{name}.html"
+            page.write_text(html.render(samples.ALL[name]()), encoding="utf-8")
+            for width in WIDTHS:
+                complaints, height = measure(page, width, profile)
+                wrong += complaints
+                for scheme in SCHEMES:
+                    shown = FIRST_SCREEN if given.first else min(height + 10, 12_000)
+                    wrong += photograph(page, out / f"{name}-{width}-{scheme}.png", width, shown, scheme, profile)
+            chromium(page.as_uri(), profile, "--no-pdf-header-footer", f"--print-to-pdf={out / name}.pdf")
+    print("\n".join(wrong) or "no page is too wide, no message on the console, nothing asked for")
+    return 1 if wrong else 0
+
+
+def size(picture: Path) -> tuple[int, int]:
+    """Return width and height of a PNG file."""
+    width, height = struct.unpack(">II", picture.read_bytes()[16:24])
+    return int(width), int(height)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""The command `gpu-discovery`, for root and CI: first forget everything that the current directory could bring.
+
+No ini file, conftest, plugin or module of the current directory, no PYTEST_* variable, no plugin that is merely
+installed. What cannot be undone is what Python does before this code: with `python -m pytest_gpudiscovery` it looks
+for us in the current directory, so root uses the command.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+PYTEST_VARIABLES = ("PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_THEME", "PYTEST_THEME_MODE", "PYTEST_DEBUG")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command with ARGV (default: the process's); return the exit code of the contract."""
+    forget_current_directory()
+    # Only now: pytest, which the commands import, must not be found in the current directory.
+    from pytest_gpudiscovery import commands  # noqa: PLC0415
+
+    return commands.run(sys.argv[1:] if argv is None else argv)
+
+
+def forget_current_directory() -> None:
+    """Take the current directory off sys.path, and everything out of the environment that steers pytest."""
+    for name in PYTEST_VARIABLES:
+        os.environ.pop(name, None)
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    here = os.path.realpath(os.getcwd())
+    own = os.path.realpath(os.path.dirname(os.path.dirname(__file__)))
+    kept = []
+    for entry in sys.path:
+        place = os.path.realpath(entry or here)
+        inside = place == here or place.startswith(here.rstrip("/") + "/")
+        # A virtual environment or a checkout below the current directory is where we come from ourselves.
+        if not inside or (os.path.isabs(entry) and (place == own or place.startswith(os.path.realpath(sys.prefix)))):
+            kept.append(entry)
+    sys.path[:] = kept

@@ -1,0 +1,140 @@
+"""The commands of `gpu-discovery`; cli.py has made the process hermetic before this module is imported."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.util
+import os
+import shutil
+import stat
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import pytest
+
+from pytest_gpudiscovery import simulate, stages
+from pytest_gpudiscovery.options import UsageProblem
+from pytest_gpudiscovery.plugin import OPTIONS
+from pytest_gpudiscovery.run import private_directory
+
+USAGE = 4
+RESERVED = ("closure", "fatbin", "explain")  # named in the contract; their engines come in later versions
+# Plugins that the gate uses when they are installed, and the option that asks for each; None: always.
+PLUGINS = (("pytest_timeout", None), ("allure_pytest.plugin", "alluredir"), ("pytest_html.plugin", "html"))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and leaves the exit code to the caller."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageProblem(message)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command with ARGV; return the exit code of the contract."""
+    try:
+        return _run(list(argv))
+    except BrokenPipeError:
+        # The reader (head, less) has what it wants; what is left in the buffer must not complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except UsageProblem as problem:
+        print(f"ERROR: {problem}", file=sys.stderr)
+        return USAGE
+
+
+def _run(argv: list[str]) -> int:
+    parser = _Parser(
+        prog="gpu-discovery", description="Ollama's GPU discovery: every prerequisite, in order", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", parser_class=_Parser, metavar="COMMAND")
+    gate = commands.add_parser("gate", help="run the gate on this host", allow_abbrev=False)
+    for option in OPTIONS:
+        shape: dict[str, Any] = {"action": "store_true"} if option.metavar is None else {"metavar": option.metavar}
+        if option.repeatable:
+            shape["action"] = "append"
+        gate.add_argument(option.flag, help=option.help.replace("%", "%%"), **shape)
+    gate.add_argument("-q", "--quiet", action="count", default=0, help="only the verdict")
+    gate.add_argument("-v", "--verbose", action="count", default=0, help="every step of every stage")
+    gate.add_argument("--junitxml", metavar="FILE", help="also write JUnit XML")
+    gate.add_argument("--alluredir", metavar="DIR", help="also write Allure results (allure-pytest)")
+    gate.add_argument("--html", metavar="FILE", help="also write an HTML report (pytest-html)")
+    gate.add_argument("--color", choices=("yes", "no", "auto"), help="colours")
+    commands.add_parser("stages", help="list the stages", allow_abbrev=False)
+    commands.add_parser("faults", help="list the faults that --gpu-simulate can inject", allow_abbrev=False)
+    for name in RESERVED:
+        commands.add_parser(name, help="not part of this version", allow_abbrev=False)
+    if argv and argv[0] in RESERVED:
+        raise UsageProblem(f"gpu-discovery {argv[0]}: not part of this version")
+    given = parser.parse_args(argv)
+    if given.command == "stages":
+        return _stages()
+    if given.command == "faults":
+        return _faults()
+    if given.command == "gate":
+        return _gate(given)
+    raise UsageProblem("expected a command: gate, stages or faults; see gpu-discovery --help")
+
+
+def _gate(given: argparse.Namespace) -> int:
+    _check_report(given.gpu_report or os.environ.get("GPU_DISCOVERY_REPORT") or "gpu-discovery-report")
+    rootdir = private_directory()
+    try:
+        return int(pytest.main(_pytest_arguments(given, rootdir)))
+    finally:
+        shutil.rmtree(rootdir, ignore_errors=True)
+
+
+def _pytest_arguments(given: argparse.Namespace, rootdir: str) -> list[str]:
+    arguments = ["--gpu-discovery", "-c", os.devnull, "--rootdir", rootdir, "-p", "no:cacheprovider", "--assert=plain"]
+    arguments += ["-p", "pytest_gpudiscovery.plugin"]
+    for module, needed_by in PLUGINS:
+        package = module.partition(".")[0]
+        if needed_by is not None and getattr(given, needed_by) is None:
+            continue
+        if importlib.util.find_spec(package) is not None:
+            arguments += ["-p", module]
+        elif needed_by is not None:
+            raise UsageProblem(f"--{needed_by} needs {package.replace('_', '-')}, which is not installed")
+    for option in OPTIONS:
+        value = getattr(given, option.name)
+        if value is True:
+            arguments.append(option.flag)
+        elif value is not None and value is not False:
+            arguments += [f"{option.flag}={item}" for item in (value if isinstance(value, list) else [value])]
+    for name in ("junitxml", "alluredir", "html", "color"):
+        if getattr(given, name) is not None:
+            arguments.append(f"--{name}={getattr(given, name)}")
+    return arguments + ["-q"] * given.quiet + ["-v"] * given.verbose
+
+
+def _check_report(directory: str) -> None:
+    """Refuse, as root, a report directory that somebody else could make point elsewhere."""
+    if os.geteuid() != 0:
+        return
+    with contextlib.suppress(FileNotFoundError):
+        found = os.lstat(directory)
+        trusted = {0, int(os.environ["SUDO_UID"])} if os.environ.get("SUDO_UID", "").isdigit() else {0}
+        if stat.S_ISLNK(found.st_mode) or found.st_uid not in trusted:
+            raise UsageProblem(f"{directory} is a link or belongs to uid {found.st_uid}: root writes no reports there")
+
+
+def _stages() -> int:
+    print(f"{'stage':<16}{'after':<28}{'deadline':>9}  what it asserts")
+    for spec in stages.table().values():
+        after = ", ".join(spec.after) or "-"
+        limit = f"{spec.deadline_s:g} s" if spec.built else "later"
+        rows = f" ({', '.join(spec.rows)})" if spec.rows else ""
+        print(f"{spec.number:02d} {spec.name:<13}{after:<28}{limit:>9}  {spec.title}{rows}")
+    return 0
+
+
+def _faults() -> int:
+    known = simulate.faults()
+    width = max((len(fault["name"]) for fault in known), default=0)
+    for fault in known:
+        needs = f" (needs {fault['needs']})" if fault.get("needs") else ""
+        print(f"{fault['name']:<{width}}  {fault['text']}{needs}")
+    return 0

@@ -1,0 +1,270 @@
+"""Device code in a CUDA library: which images it holds, for which GPUs, compressed how.
+
+The format, checked against nvcc 13.0, cuobjdump 13.5 and NVIDIA's own libraries: the section .nv_fatbin (a read-only
+PT_LOAD) holds containers, aligned to 8 bytes: u32 0xBA55ED50, u16 version, u16 header size, u64 size of the entries.
+An entry begins with its kind, header size and payload size, so a list needs 64 bytes of each. Without section
+headers, containers are found by their magic in the read-only segments (cuobjdump then finds nothing). __nv_relfatbin
+holds relocatable device code.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+
+from pytest_gpudiscovery.loader.elf import HEADER, PROGRAM_HEADER, PT_LOAD
+from pytest_gpudiscovery.loader.files import File, Root
+from pytest_gpudiscovery.loader.problems import Refused, Skipped
+from pytest_gpudiscovery.loader.record import dataclass
+
+MAGIC = b"\x50\xed\x55\xba\x01\x00\x10\x00"  # magic, version 1, header of 16 bytes
+FATBIN = 0xBA55ED50
+CONTAINER = Struct("<IHHQ")
+ENTRY = Struct("<HHIQIIHHIIIQQQ")
+SECTION = Struct("<IIQQQQIIQQ")
+SHT_NOBITS = 8
+SECTIONS = 1 << 16
+IMAGES = 1 << 18
+PADDING = 1 << 16  # bytes between containers that are searched for the next magic
+BATCH = 1 << 20  # bytes per read while searching
+OVERLAP = 512  # bytes; longer than any list of architectures
+PF_X = 1
+
+PTX, ELF = "ptx", "elf"
+KINDS = {1: PTX, 2: ELF}
+FLAG_LZ4, FLAG_ZSTD, FLAG_ARCH, FLAG_FAMILY = 0x2000, 0x8000, 0x100000, 0x200000
+CONSTANTS = 1 << 26  # bytes of constants that are searched for the compiled list
+FLAGS = FLAG_LZ4 | FLAG_ZSTD | FLAG_ARCH | FLAG_FAMILY
+LIBRARY_SECTIONS = {b".nv_fatbin": False, b"__nv_relfatbin": True}
+
+
+@dataclass(frozen=True)
+class Image:
+    """One kind of image; equal ones are one object.
+
+    `kind` "ptx", "elf" (SASS) or the number of another kind. `sm` is the number nvcc was given (90); `suffix` "a" for
+    architecture-specific, "f" for family-specific code, else "". `ptx_isa` is (major, minor) of PTX, (0, 0) for SASS.
+    `compression` "", "lz4" or "zstd". `relocatable` is -rdc code, which only a device linker uses.
+    """
+
+    kind: str
+    sm: int
+    suffix: str
+    ptx_isa: tuple[int, int]
+    compression: str
+    relocatable: bool
+
+    @property
+    def target(self) -> str:
+        """The name nvcc uses: sm_90a, compute_90."""
+        return f"{'compute' if self.kind == PTX else 'sm'}_{self.sm}{self.suffix}"
+
+
+@dataclass(frozen=True)
+class Images:
+    """All images of a library, by container (nvcc makes one per source file).
+
+    `found_by` is "sections", "magic" or ""; `problem` says what stopped the reading, "" if nothing did: what was
+    found before is still listed.
+    """
+
+    path: str
+    containers: tuple[tuple[Image, ...], ...]
+    found_by: str
+    problem: str
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        """Every image, in file order."""
+        return tuple(image for container in self.containers for image in container)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """The distinct targets, SASS first, by number."""
+        distinct = {(image.kind != ELF, image.sm, image.suffix, image.target) for image in set(self.images)}
+        return tuple(target for *_, target in sorted(distinct))
+
+    @property
+    def compressions(self) -> tuple[str, ...]:
+        """The kinds of compression used."""
+        return tuple(sorted({image.compression for image in set(self.images)} - {""}))
+
+
+def read_images(path: str, *, root: str | None = None) -> Images:
+    """List the device code in PATH; never raises for what the file contains (see `Images.problem`)."""
+    try:
+        file = File(Root(root), path)
+    except Skipped as skipped:
+        return Images(path, (), "", skipped.reason)
+    except Refused as refused:
+        return Images(path, (), "", refused.text)
+    reader = _Reader(file)
+    try:
+        problem = reader.read()
+    except OSError as error:
+        problem = f"reading fails: {error.strerror}"
+    finally:
+        file.close()
+    return Images(path, tuple(reader.containers), reader.found_by, problem)
+
+
+def _header(file: File) -> tuple[int, ...] | str:
+    """Return the fields after e_ident, or why this is no file with device code."""
+    ident = file.read(0, 16)
+    fields = file.unpack(HEADER, 0)
+    if fields is None or ident[:4] != b"\x7fELF":
+        return "not an ELF file"
+    if ident[4:6] != b"\2\1":
+        return "not a 64-bit little-endian ELF file"
+    return fields
+
+
+def _sections(file: File, header: tuple[int, ...], wanted: dict[bytes, bool]) -> list[tuple[int, int, bool]]:
+    """Return (offset, size, WANTED[name]) of sections; empty where section headers are gone or unusable."""
+    start, size, count, names_index = header[6], header[11], header[12], header[13]
+    if not start or size != SECTION.size or names_index >= count or start + size * count > file.size:
+        return []
+    table = list(SECTION.iter_unpack(file.read(start, size * count)))
+    names = table[names_index][4]
+    found = []
+    for name, kind, _, _, offset, length, *_ in table:
+        text = file.string(names + name, 32)
+        if text in wanted and kind != SHT_NOBITS and offset < file.size:
+            found.append((offset, min(length, file.size - offset), wanted[text]))
+    return found
+
+
+def _segments(file: File, header: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Return (offset, size) of the segments that hold constants."""
+    start, size, count = header[5], header[9], header[10]
+    if size != PROGRAM_HEADER.size:
+        return []
+    data = file.read(start, size * count)
+    found = []
+    for kind, flags, offset, _, _, length, _, _ in PROGRAM_HEADER.iter_unpack(data[: len(data) - len(data) % size]):
+        if kind == PT_LOAD and not flags & PF_X and offset < file.size:
+            found.append((offset, min(length, file.size - offset)))
+    return found
+
+
+class _Reader:
+    """Walks the containers of one file."""
+
+    def __init__(self, file: File) -> None:
+        self.file = file
+        self.containers: list[tuple[Image, ...]] = []
+        self.found_by = ""
+        self.left = IMAGES
+        self._known: dict[tuple[object, ...], Image] = {}
+
+    def read(self) -> str:
+        """Fill `containers`; return what is wrong, "" if nothing."""
+        header = _header(self.file)
+        if isinstance(header, str):
+            return header
+        regions = _sections(self.file, header, LIBRARY_SECTIONS)
+        self.found_by = "sections" if regions else ""
+        for offset, size, relocatable in regions:
+            problem = self._walk(offset, offset + size, relocatable)
+            if problem:
+                return problem
+        if regions:
+            return ""
+        for offset, size in _segments(self.file, header):
+            self._search(offset, offset + size)
+        self.found_by = "magic" if self.containers else ""
+        return "" if self.left > 0 else f"more than {IMAGES} images"
+
+    def _walk(self, at: int, end: int, relocatable: bool) -> str:
+        while at + CONTAINER.size <= end and self.left > 0:
+            size = self._container(at, end, relocatable)
+            if size == 0:
+                rest = self.file.read(at, min(PADDING, end - at))
+                size = rest.find(MAGIC, 1)
+                if size < 0:
+                    return f"no container at offset {at:#x}" if rest.strip(b"\0") else ""
+            at += size
+        return "" if self.left > 0 else f"more than {IMAGES} images"
+
+    def _search(self, at: int, end: int) -> None:
+        while at < end and self.left > 0:
+            data = self.file.read(at, min(BATCH, end - at))
+            place = data.find(MAGIC)
+            if place >= 0:
+                at += place + max(self._container(at + place, end, False), len(MAGIC))
+            elif len(data) < BATCH:
+                return
+            else:
+                at += BATCH - len(MAGIC)
+
+    def _container(self, at: int, end: int, relocatable: bool) -> int:
+        """Read one container; return its bytes, 0 when it is none."""
+        fields = self.file.peek(CONTAINER, at)
+        if fields is None or fields[0] != FATBIN or fields[2] < CONTAINER.size:
+            return 0
+        total = fields[2] + fields[3]
+        stop = min(at + total, end)
+        entry = at + fields[2]
+        held: list[Image] = []
+        while entry + ENTRY.size <= stop and self.left > 0:
+            values = self.file.peek(ENTRY, entry)
+            if values is None:
+                break
+            kind, _, head, size, _, _, minor, major, sm, _, _, flags, _, _ = values
+            if head < ENTRY.size or head + size > stop - entry + 8:  # the last payload may lack its padding
+                break
+            self.left -= 1
+            key = (kind, sm, major, minor, flags & FLAGS, relocatable)
+            image = self._known.get(key)
+            if image is None:
+                image = self._known[key] = _image(kind, sm, (major, minor), flags, relocatable)
+            held.append(image)
+            entry += head + size
+        self.containers.append(tuple(held))
+        return total
+
+
+def _image(kind: int, sm: int, version: tuple[int, int], flags: int, relocatable: bool) -> Image:
+    name = KINDS.get(kind, str(kind))
+    suffix = "a" if flags & FLAG_ARCH else "f" if flags & FLAG_FAMILY else ""
+    compression = "zstd" if flags & FLAG_ZSTD else "lz4" if flags & FLAG_LZ4 else ""
+    return Image(name, sm, suffix, version if name == PTX else (0, 0), compression, relocatable)
+
+
+def read_architectures(path: str, *, root: str | None = None) -> tuple[int, ...]:
+    """Return the SM numbers that ggml was compiled for, from the constants of libggml-cuda.so; () when there is no
+    list.
+
+    nvcc's __CUDA_ARCH_LIST__ is kept there as "500,610,700"; llama-server prints it as "CUDA : ARCHS = 500,610,700".
+    Ollama's eras that compare it drop a device whose architecture it lacks, even where PTX would run. Never raises
+    for content.
+    """
+    try:
+        file = File(Root(root), path)
+    except (Skipped, Refused):
+        return ()
+    try:
+        header = _header(file)
+        if isinstance(header, str):
+            return ()
+        for offset, size, _ in _sections(file, header, {b".rodata": False}):
+            end = offset + min(size, CONSTANTS)
+            for at in range(offset, end, BATCH):
+                found = parse_architectures(file.read(at, min(BATCH + OVERLAP, end - at)))
+                if found:
+                    return found
+    except OSError:
+        return ()
+    finally:
+        file.close()
+    return ()
+
+
+def parse_architectures(data: bytes) -> tuple[int, ...]:
+    """Return the SM numbers of the first list "500,610,700" in DATA: a constant of its own, or after "ARCHS = "."""
+    import re  # noqa: PLC0415 (costs more than a whole prediction, and few ask for it)
+
+    for found in re.finditer(rb"\0((?:\d{3,4},){1,63}\d{3,4})\0|ARCHS = ((?:\d{3,4},){0,63}\d{3,4})", data):
+        numbers = [int(part) for part in (found[1] or found[2]).split(b",")]
+        if numbers == sorted(numbers) and all(number % 10 == 0 and number >= 200 for number in numbers):
+            return tuple(number // 10 for number in numbers)
+    return ()

@@ -1,0 +1,145 @@
+"""The GPUs side by side: one table each, a column for every source that was asked, the findings about it above."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pytest_gpudiscovery.model import Check, CheckOutcome, Verdict
+from pytest_gpudiscovery.reports.html_first import gpu_name
+from pytest_gpudiscovery.reports.html_marks import BAD, PASSED, WARN, check_mark, edge, mark
+from pytest_gpudiscovery.reports.html_story import label
+from pytest_gpudiscovery.reports.html_text import Html, Paper, el, join
+from pytest_gpudiscovery.reports.html_values import finite
+
+VIEWS = ("sysfs", "nvml", "cuda", "pynvml", "cuda_python", "runtime", "ggml", "ollama")
+NAMES = {
+    "sysfs": "sysfs",
+    "nvml": "NVML",
+    "cuda": "CUDA",
+    "pynvml": "pynvml",
+    "cuda_python": "cuda-python",
+    "runtime": "CUDA runtime",
+    "ggml": "ggml",
+    "ollama": "Ollama",
+}
+ALIASES = {"total_memory": "memory", "model": "name", "address": "pci"}
+FIRST = ("name", "pci", "uuid", "cc", "memory", "sm_count", "ordinal", "index", "minor", "mig", "ecc")
+TITLES = {
+    "pci": "PCI address",
+    "uuid": "UUID",
+    "cc": "compute capability",
+    "sm_count": "SMs",
+    "ecc": "ECC",
+    "mig": "MIG",
+}
+GIB = 1 << 30
+BYTES = ("memory", "total", "free", "used", "reserved")
+GPUS, ROWS, FOLD_FROM = 128, 40, 3
+
+
+def gpus(verdict: Verdict, paper: Paper) -> Html:
+    """Return the section; it says so when no GPU was seen."""
+    kept, cut = paper.rows(verdict.gpus, GPUS)
+    parts = [_gpu(gpu if isinstance(gpu, dict) else {}, verdict, paper, len(kept)) for gpu in kept]
+    return el(
+        "section",
+        el("h2", "GPUs, by each source", id="gpus"),
+        el("p", "What the kernel, the driver's libraries and the second witnesses each say of one GPU.", class_="lead")
+        if parts
+        else el("p", "No stage that compares GPUs has an answer.", class_="lead"),
+        join(parts),
+        cut,
+        aria_labelledby="gpus",
+    )
+
+
+def _gpu(gpu: Mapping[str, object], verdict: Verdict, paper: Paper, count: int) -> Html:
+    views = gpu.get("views")
+    views = views if isinstance(views, Mapping) else {}
+    names = [*(name for name in VIEWS if name in views), *(name for name in views if name not in VIEWS)]
+    wrong = _about(gpu, verdict)
+    worst = BAD if any(check.outcome is CheckOutcome.FAILED for _, check in wrong) else WARN if wrong else PASSED
+    word = {BAD: "does not fit", WARN: "with warnings", PASSED: "no complaint"}[worst]
+    title = join((paper.text(gpu.get("pci") or "no PCI address", 60), " · ", paper.text(gpu_name(gpu), 120)))
+    inside = join((_complaints(wrong, paper), _table(names, views, paper)))
+    return el(
+        "details",
+        el("summary", el("h3", title), " ", mark(worst, word), f" · seen by {len(names)} "),
+        el("div", inside, class_="in"),
+        open=worst != PASSED or count < FOLD_FROM,
+        class_=edge(worst),
+    )
+
+
+def _about(gpu: Mapping[str, object], verdict: Verdict) -> list[tuple[str, Check]]:
+    """The failed and warned checks whose subject is GPU, with their stage."""
+    subject = f"gpu:{gpu.get('pci')}"
+    bad = (CheckOutcome.FAILED, CheckOutcome.WARNED)
+    return [
+        (record.name, check)
+        for record in verdict.stages
+        for check in record.checks
+        if check.subject == subject and check.outcome in bad
+    ]
+
+
+def _complaints(wrong: list[tuple[str, Check]], paper: Paper) -> Html:
+    kept, cut = paper.rows(wrong, 20)
+    items = [
+        el(
+            "li",
+            check_mark(check.outcome),
+            " ",
+            paper.text(label(stage), 60),
+            ": ",
+            el("bdi", paper.text(check.finding.summary if check.finding else check.reason, 300)),
+        )
+        for stage, check in kept
+    ]
+    return join((el("ul", join(items), class_="plain") if items else Html(""), cut or Html("")))
+
+
+def _table(names: list[str], views: Mapping[str, object], paper: Paper) -> Html:
+    if not names:
+        return el("p", "No source described it.")
+    names = names[:12]
+    shown = {name: _flat(views[name]) for name in names}
+    keys = list(dict.fromkeys(key for view in shown.values() for key in view))
+    keys.sort(key=lambda key: FIRST.index(key) if key in FIRST else len(FIRST))
+    kept, cut = paper.rows(keys, ROWS)
+    titles = {name: NAMES.get(name) or paper.text(name, 40) for name in names}
+    head = el("tr", el("th", "", scope="col"), join(el("th", titles[name], scope="col") for name in names))
+    rows = [
+        el(
+            "tr",
+            el("th", TITLES.get(key) or paper.text(key.replace("_", " "), 60), scope="row"),
+            join(_cell(key, titles[name], shown[name], paper) for name in names),
+        )
+        for key in kept
+    ]
+    return join((el("table", el("thead", head), el("tbody", join(rows))), cut or Html("")))
+
+
+def _flat(view: object) -> dict[str, object]:
+    if not isinstance(view, Mapping):
+        return {"value": view}
+    return {ALIASES.get(str(key), str(key)): value for key, value in view.items()}
+
+
+def _cell(key: str, name: str, view: Mapping[str, object], paper: Paper) -> Html:
+    value = view.get(key)
+    text = paper.text(readable(key, value), 300)
+    empty = value is None or text == ""
+    return el("td", el("span", text, class_="v"), data_label=name, class_="empty" if empty else None)
+
+
+def readable(key: str, value: object) -> object:
+    """Return VALUE of property KEY as a person writes it: "79.6 GiB", compute capability "9.0"."""
+    if key == "cc" and isinstance(value, (list, tuple)) and len(value) == 2:
+        return f"{value[0]}.{value[1]}"
+    if key in BYTES and isinstance(value, Mapping):
+        return {str(name): readable(str(name), item) for name, item in list(value.items())[:20]}
+    number = finite(value)
+    if key in BYTES and number is not None and number >= 1 << 20:
+        return f"{number / GIB:.2f} GiB ({value} bytes)" if key == "memory" else f"{number / GIB:.2f} GiB"
+    return value

@@ -1,0 +1,182 @@
+"""The timeline as a picture: one lane per stage, one bar per step, on the run's own axis of seconds.
+
+Positions are percentages and heights pixels, with no viewBox, so that its text keeps its size on a narrow screen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pytest_gpudiscovery.model import Outcome, StageRecord, Step, Verdict
+from pytest_gpudiscovery.reports import wording
+from pytest_gpudiscovery.reports.html_marks import SYMBOLS, tone
+from pytest_gpudiscovery.reports.html_story import label
+from pytest_gpudiscovery.reports.html_text import Html, Paper, el, join
+from pytest_gpudiscovery.reports.html_values import finite, seconds
+
+LANE, LABEL, BAR = 44, 18, 16  # pixels: a lane's height, its text, its bars
+TICKS = 6
+STEPS = 250  # bars in one lane
+
+
+@dataclass(frozen=True)
+class Axis:
+    """From seconds after the first stage to percent of the width."""
+
+    length: float
+
+    def at(self, moment: float) -> float:
+        """Return MOMENT in percent, inside the picture."""
+        return max(0.0, min(100.0, moment / self.length * 100))
+
+    def ticks(self) -> Iterator[float]:
+        """Yield round moments, about TICKS of them."""
+        rough = self.length / TICKS
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
+        for index in range(int(self.length / step) + 1):
+            yield index * step
+
+
+def timeline(verdict: Verdict, paper: Paper) -> Html:
+    """Return the section with the picture; nothing when no stage ran."""
+    ran = [record for record in verdict.stages if _ran(record)]
+    if not ran:
+        return Html("")
+    kept, cut = paper.rows(ran, 40)
+    begin = min(record.started for record in kept)
+    length = max(record.started - begin + max(0.0, record.duration_s) for record in kept)
+    axis = Axis(max(length, 1e-3) * 1.01)
+    height = len(kept) * LANE + 22
+    lanes = [_lane(record, record.started - begin, index * LANE, axis, paper) for index, record in enumerate(kept)]
+    said = "; ".join(f"{label(record.name)} {seconds(record.duration_s)}" for record in kept)
+    open_steps = any(step.duration_s is None for record in kept for step in record.steps)
+    return el(
+        "section",
+        el("h2", "Timeline", id="timeline"),
+        el(
+            "p",
+            "Seconds since the first stage began. Every bar is one timed call",
+            "; hatched: it had not returned when its stage ended" if open_steps else "",
+            ". The numbers are in the stages below.",
+            class_="lead",
+        ),
+        el(
+            "svg",
+            el("title", "Timeline of stages: ", paper.text(said, 900), id="timeline-title"),
+            _hatch(),
+            _grid(axis, height),
+            join(lanes),
+            height=str(height),
+            role="img",
+            aria_labelledby="timeline-title",
+        ),
+        cut,
+        aria_labelledby="timeline",
+    )
+
+
+def _ran(record: StageRecord) -> bool:
+    times = (record.started, record.duration_s)
+    ran = record.outcome not in (Outcome.NOT_REACHED, Outcome.NOT_SELECTED)
+    return (
+        ran
+        and all(finite(value) is not None for value in times)
+        and 0 < record.started < 1e12
+        and record.duration_s < 1e9
+    )
+
+
+def _hatch() -> Html:
+    line = el("line", x1="0", y1="0", x2="0", y2="8", class_="hatch")
+    attributes = {"patternUnits": "userSpaceOnUse", "patternTransform": "rotate(45)"}
+    return el("defs", el("pattern", line, id="hatch", width="8", height="8", **attributes))
+
+
+def _grid(axis: Axis, height: int) -> Html:
+    parts = []
+    for moment in axis.ticks():
+        at = axis.at(moment)
+        anchor = "start" if at < 3 else "end" if at > 95 else "middle"
+        text = el("text", f"{moment:g} s", x=f"{at:.2f}%", y=str(height - 5), class_="axis", text_anchor=anchor)
+        line = el("line", x1=f"{at:.2f}%", x2=f"{at:.2f}%", y1="0", y2=str(height - 20), class_="grid")
+        parts.append(join((line, text)))
+    return join(parts)
+
+
+def _lane(record: StageRecord, begun: float, top: int, axis: Axis, paper: Paper) -> Html:
+    bar = top + LABEL + 3
+    name = f"{SYMBOLS[tone(record)]} {label(record.name)} {seconds(record.duration_s)}"
+    at = axis.at(begun)
+    right = at > 60
+    text = el(
+        "text",
+        paper.text(name, 90),
+        x=f"{axis.at(begun + max(0.0, record.duration_s)) if right else at:.2f}%",
+        y=str(top + LABEL - 2),
+        text_anchor="end" if right else "start",
+        class_=tone(record),
+    )
+    end = begun + max(0.0, record.duration_s)
+    parts = [text, _rect(begun, end, bar, BAR, axis, "track", None)]
+    kept, _ = paper.rows(record.steps, STEPS)
+    for step, inner in _nested(kept):
+        moment = begun + max(0.0, finite(step.started) or 0.0)
+        open_step = step.duration_s is None
+        until = end if step.duration_s is None else moment + max(0.0, finite(step.duration_s) or 0.0)
+        title = f"{step.name}: {'did not return' if open_step else seconds(step.duration_s)}"
+        name = "late" if open_step else "inner" if inner else "step"
+        y, height = (bar + BAR - 5, 5) if inner and not open_step else (bar, BAR)
+        parts.append(_rect(moment, max(moment, until), y, height, axis, name, paper.text(title, 120)))
+    budget = finite(record.ollama_budget_s)
+    if budget is not None and begun + budget <= axis.length and record.duration_s > budget:
+        parts.append(_mark(axis.at(begun + budget), bar, "budget", f"Ollama's {budget:g} s"))
+    if record.outcome in wording.HUNG and begun + (finite(record.deadline_s) or 0.0) < axis.length:
+        at = axis.at(begun + record.deadline_s)
+        apart = budget is None or at - axis.at(begun + budget) > 30  # percent: the two words must not meet
+        parts.append(_mark(at, bar, "limit", f"deadline {record.deadline_s:g} s" if apart else ""))
+    return join(parts)
+
+
+def _nested(steps: Sequence[Step]) -> Iterator[tuple[Step, bool]]:
+    """Yield each step, and whether it lies inside an earlier one."""
+    covered = -1.0
+    for step in steps:
+        started, duration = finite(step.started) or 0.0, finite(step.duration_s)
+        inner = started < covered and duration is not None
+        if duration is not None:
+            covered = max(covered, started + duration)
+        yield step, inner
+
+
+def _rect(begun: float, end: float, top: int, height: int, axis: Axis, name: str, title: Html | None) -> Html:
+    at = axis.at(begun)
+    width = max(0.25, axis.at(end) - at)  # what took microseconds is still there
+    return el(
+        "rect",
+        el("title", title) if title is not None else None,
+        x=f"{at:.2f}%",
+        y=str(top),
+        width=f"{width:.2f}%",
+        height=str(height),
+        class_=name,
+    )
+
+
+def _mark(at: float, bar: int, name: str, text: str) -> Html:
+    line = el("line", x1=f"{at:.2f}%", x2=f"{at:.2f}%", y1=str(bar - 4), y2=str(bar + BAR + 4), class_=name)
+    label_ = (
+        el(
+            "text",
+            text,
+            x=f"{at:.2f}%",
+            y=str(bar - 6),
+            text_anchor="end" if at > 80 else "middle",
+            class_="budget-text",
+        )
+        if text
+        else None
+    )
+    return join((line, label_ or Html("")))

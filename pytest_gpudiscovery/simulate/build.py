@@ -1,0 +1,182 @@
+"""Compile the simulated libraries: with cc, or with the ziglang package, or not at all (SimulationError).
+
+Results are kept in a private directory below the temporary directory, named by the hash of sources, flags and
+compiler, so that a run builds only what it never built before. Readable by all (probes may run as another user),
+writable by the owner alone; a directory there that belongs to somebody else is an error, never used.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import hashlib
+import importlib.util
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pytest_gpudiscovery.simulate.errors import SimulationError
+
+SOURCES = Path(__file__).parent / "csrc"
+FLAGS = (
+    "-std=gnu11",
+    "-O2",
+    "-fPIC",
+    "-shared",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-fno-sanitize=undefined",
+    "-s",
+)
+LIMIT_S = 120.0  # for one compilation; zig's first run also builds its own C library stubs
+LINES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Library:
+    """One library that csrc/ can become."""
+
+    sources: tuple[str, ...]
+    defines: Mapping[str, str]
+    soname: str = ""
+    version: str = ""  # of every symbol
+
+
+def _runtime(major: str) -> Library:
+    name = f"libcudart.so.{major}"
+    return Library(("cudart.c", "sim.c"), {"SIM_LIBRARY": '"libcudart"', "SIM_RUNTIME": major}, name, name)
+
+
+LIBRARIES: dict[str, Library] = {
+    "libcuda": Library(("libcuda.c", "sim.c"), {"SIM_LIBRARY": '"libcuda"'}, "libcuda.so.1"),
+    "libnvidia-ml": Library(("nvml.c", "sim.c"), {"SIM_LIBRARY": '"libnvidia-ml"'}, "libnvidia-ml.so.1"),
+    "libnvidia-ptxjitcompiler": Library(("ptxjit.c",), {}, "libnvidia-ptxjitcompiler.so.1"),
+    "libcudart.12": _runtime("12"),
+    "libcudart.13": _runtime("13"),
+    "stub": Library(("stub.c",), {}, "libcuda.so.1"),
+    "vgpu": Library(("vgpu.c", "sim.c"), {"SIM_LIBRARY": '"vgpu"'}, "libvgpu.so"),
+    "netfault": Library(("netfault.c", "sim.c"), {"SIM_LIBRARY": '"netfault"'}),
+}
+
+Wanted = tuple[str, frozenset[str]]  # name in LIBRARIES, functions that it must not export
+
+
+@functools.cache
+def compiler() -> tuple[str, ...]:
+    """Return the command of a C compiler; raises SimulationError where there is none."""
+    for name in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
+        found = shutil.which(name) if name else None
+        if found:
+            return (found,)
+    if importlib.util.find_spec("ziglang") is not None:
+        return (sys.executable, "-m", "ziglang", "cc")
+    raise SimulationError(
+        "a simulated host needs a C compiler, and none of cc, gcc, clang is on PATH: "
+        "install one, or `pip install 'pytest-gpudiscovery[simulate]'` for ziglang"
+    )
+
+
+def built(
+    wanted: Iterable[Wanted], *, strict: bool = False, command: tuple[str, ...] | None = None
+) -> dict[Wanted, Path]:
+    """Return the files of WANTED libraries, compiled if need be, two at a time; STRICT makes warnings errors.
+
+    COMMAND is the compiler to use instead of the one that is found. Raises SimulationError.
+    """
+    tools = command or compiler()
+    cache = private_directory()
+    unique = list(dict.fromkeys(wanted))
+    with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
+        paths = list(pool.map(lambda one: _library(one, tools, cache, strict), unique))
+    return dict(zip(unique, paths, strict=True))
+
+
+def private_directory() -> Path:
+    """Return this user's build directory; raises SimulationError when what is there cannot be trusted."""
+    path = Path(tempfile.gettempdir()) / f"pytest-gpudiscovery-simulate-{os.geteuid()}"
+    try:
+        path.mkdir(mode=0o755)
+        path.chmod(0o755)  # whatever the umask says
+    except FileExistsError:
+        pass
+    except OSError as error:
+        raise SimulationError(f"{path} cannot be made: {error.strerror}; set TMPDIR to a directory of yours") from None
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise SimulationError(
+            f"{path} is not a directory that only uid {os.geteuid()} can write to: remove it, or set TMPDIR"
+        )
+    return path
+
+
+def _library(wanted: Wanted, command: tuple[str, ...], cache: Path, strict: bool) -> Path:
+    name, hidden = wanted
+    arguments = _arguments(name, strict)
+    target = cache / f"{name}-{_digest(name, hidden, command, arguments)}.so"
+    if target.is_file():  # only whole files get this name
+        return target
+    with tempfile.TemporaryDirectory(dir=cache, prefix="build-") as folder:
+        made = Path(folder) / "library.so"
+        script = Path(folder) / "symbols.map"
+        text = _version_script(name, hidden)
+        if text:
+            script.write_text(text, encoding="ascii")
+            arguments = [*arguments, f"-Wl,--version-script={script}"]
+        _run([*command, *arguments, "-o", str(made), "-ldl", "-lpthread"], folder)
+        made.chmod(0o755)
+        os.replace(made, target)  # atomic: a run beside this one sees no half file
+    return target
+
+
+def _arguments(name: str, strict: bool) -> list[str]:
+    library = LIBRARIES[name]
+    arguments = [*FLAGS, *(["-Werror"] if strict else [])]
+    arguments += [f"-D{key}={value}" for key, value in library.defines.items()]
+    if library.soname:
+        arguments.append(f"-Wl,-soname,{library.soname}")
+    return [*arguments, *(str(SOURCES / source) for source in library.sources)]
+
+
+def _version_script(name: str, hidden: frozenset[str]) -> str:
+    version = LIBRARIES[name].version
+    if not hidden and not version:
+        return ""
+    local = "".join(f" {symbol};" for symbol in sorted(hidden))
+    # unknown names are harmless: a library does not have to contain what it must not export
+    return f"{version} {{ global: *;{f' local:{local}' if local else ''} }};\n"
+
+
+def _digest(name: str, hidden: frozenset[str], command: tuple[str, ...], arguments: list[str]) -> str:
+    found = hashlib.sha256(repr((name, sorted(hidden), command, arguments)).encode())
+    found.update(str(Path(command[0]).stat().st_mtime_ns).encode())  # another compiler under the same name
+    for source in sorted(SOURCES.iterdir()):
+        found.update(source.name.encode() + b"\0" + source.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def _run(command: list[str], folder: str) -> None:
+    """Run COMMAND with a limit, its output in a file; raises SimulationError with its first lines."""
+    output = Path(folder) / f"output-{threading.get_ident()}"
+    with output.open("wb") as sink:
+        try:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, cwd=folder, start_new_session=True
+            )
+        except OSError as error:
+            raise SimulationError(f"{command[0]} cannot be run: {error.strerror}") from None
+        try:
+            code = process.wait(LIMIT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise SimulationError(f"{command[0]} did not finish within {LIMIT_S:g} s") from None
+    if code:
+        said = " / ".join(output.read_text(errors="replace").splitlines()[:LINES_SHOWN])
+        raise SimulationError(f"{Path(command[0]).name} cannot build the simulated driver: {said or f'exit {code}'}")

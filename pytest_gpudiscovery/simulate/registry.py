@@ -1,0 +1,49 @@
+"""Every fault that can be injected, by name; the tables are in faults_*.py.
+
+`--gpu-simulate HOST:FAULT,FAULT=VALUE`. A fault changes the simulated host before it is written (changes.py): the view
+that probes read, sim.conf, the library files, or the environment of the probes. Two things cannot be simulated so: a
+packet filter that drops loopback traffic (a real socket is used), and limits of the process (RLIMIT_AS, RLIMIT_NOFILE,
+a user namespace): the libraries honour those when they are really set.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pytest_gpudiscovery.simulate import (
+    faults_answers,
+    faults_environment,
+    faults_gpu,
+    faults_hang,
+    faults_kernel,
+    faults_library,
+)
+from pytest_gpudiscovery.simulate.fault import Fault
+
+TABLES = (faults_answers, faults_hang, faults_library, faults_gpu, faults_kernel, faults_environment)
+
+
+def _registry() -> dict[str, Fault]:
+    found: dict[str, Fault] = {}
+    for fault in [fault for table in TABLES for fault in table.faults()]:
+        if fault.name in found:
+            raise ValueError(f"fault {fault.name} is defined twice")
+        found[fault.name] = fault
+    return found
+
+
+FAULTS: dict[str, Fault] = _registry()
+
+
+def listing() -> list[dict[str, Any]]:
+    """Return name, text, mechanism, value and needs of every fault, for `gpu-discovery faults`."""
+    return [
+        {
+            "name": fault.name,
+            "text": fault.text,
+            "mechanism": fault.mechanism,
+            "value": fault.value,
+            "needs": ", ".join(fault.needs),
+        }
+        for fault in FAULTS.values()
+    ]

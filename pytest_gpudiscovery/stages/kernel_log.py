@@ -1,0 +1,131 @@
+"""Judges the kernel log and the processes that hold the driver's nodes (P38, P39, P86, P87).
+
+An Xid blocks only when the catalogue calls it fatal, it came after the last load of the driver, and no recovery of the
+same GPU followed. An application's error, however recent, is not a fault of the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pytest_gpudiscovery.diagnosis.xid import KernelLog, Xid, read_log, slot, words
+from pytest_gpudiscovery.model import Check, CheckOutcome, Kind
+from pytest_gpudiscovery.stages.kernel_driver import Seen, gpus
+from pytest_gpudiscovery.stages.spec import found, passed, unknown
+from pytest_gpudiscovery.supervise.types import ChildResult, Ending
+
+ALL_ONES = "63"  # current_link_width of a device whose registers read as ones
+
+
+def read(seen: Seen) -> KernelLog:
+    """Return what the look's log lines say."""
+    log = seen.get("log") or {}
+    return read_log(log.get("lines") or [], log.get("uptime"))
+
+
+def judge(seen: Seen, log: KernelLog, nodes: list[Mapping[str, Any]], processes: ChildResult | None) -> list[Check]:
+    """Judge P38 and P39 from what can be seen, and say in P86 and P87 whether all of it could."""
+    checks = _xids(seen, log) + _bus(seen, log) + _initialisation(log, nodes)
+    stuck, visible = _processes(processes)
+    checks += stuck
+    errno = (seen.get("log") or {}).get("errno")
+    if errno:
+        reason = f"/dev/kmsg cannot be read ({errno}): Xid errors, GSP failures and suspends stay unseen"
+        checks.append(unknown("P86", reason, Kind.OBSERVABILITY))
+    else:
+        lines = len((seen.get("log") or {}).get("lines") or [])
+        checks.append(passed("P86", Kind.OBSERVABILITY, observed={"lines": lines, "loaded_at": log.loaded_at}))
+    if log.resumed_at is not None and log.since_load(log.resumed_at):
+        checks.append(found("kernel.resume.since_load", {"age": words(log.age(log.resumed_at))}))
+    else:
+        reason = "the kernel log cannot be read" if errno else "no suspend since the driver was loaded"
+        checks.append(unknown("P39", reason, Kind.OBSERVABILITY) if errno else passed("P39", Kind.RISK, reason=reason))
+    if not any(check.prerequisite == "P38" and check.outcome is not CheckOutcome.PASSED for check in checks):
+        reason = "judged without the kernel log" if errno else "no fatal Xid since the driver was loaded"
+        checks.append(passed("P38", reason=reason))
+    return [*checks, visible]
+
+
+def _xids(seen: Seen, log: KernelLog) -> list[Check]:
+    groups: dict[tuple[int, str, bool], list[Xid]] = {}
+    for xid in log.current():
+        groups.setdefault((xid.code, xid.pci, xid.fatal), []).append(xid)
+    known = {slot(gpu["pci"]): gpu["pci"] for gpu in gpus(seen)}
+    checks = []
+    for (code, pci, fatal), same in groups.items():
+        last = same[-1]
+        if fatal:
+            cause = "kernel.xid.fatal"
+        elif last.kind in ("application", "information"):
+            cause = "kernel.xid.application"
+        else:
+            cause = "kernel.xid.hardware"
+        facts = {
+            "code": code,
+            "pci": pci,
+            "age": words(log.age(last.at)),
+            "meaning": last.meaning,
+            "text": last.text.rstrip("."),
+            "discovery": last.discovery,
+            "count": len(same),
+        }
+        evidence = {"name": last.name, "kind": last.kind, "first": log.age(same[0].at), "last": log.age(last.at)}
+        checks.append(found(cause, facts, subject=f"gpu:{known.get(pci, pci)}", observed=last.text, evidence=evidence))
+    return checks
+
+
+def _bus(seen: Seen, log: KernelLog) -> list[Check]:
+    """Judge what says that a GPU no longer answers, where no Xid 79 says it as well."""
+    lost = {xid.pci for xid in log.current() if xid.fatal}
+    gone: dict[str, str] = {}
+    for entry in log.off_bus:
+        if log.since_load(entry["at"]):
+            gone[entry["pci"]] = f"{entry['text']} ({words(log.age(entry['at']))} ago)."
+    for gpu in (seen.get("pci") or {}).get("gpus", []):
+        if gpu.get("width") == ALL_ONES:
+            gone[slot(gpu["pci"])] = f"Its link width reads as {ALL_ONES}: the registers are all ones."
+    return [
+        found("kernel.gpu.off_bus", {"pci": pci, "evidence": text}, subject=f"gpu:{pci}", observed=text)
+        for pci, text in gone.items()
+        if pci not in lost
+    ]
+
+
+def _initialisation(log: KernelLog, nodes: list[Mapping[str, Any]]) -> list[Check]:
+    """Judge failed initialisations: an open() that works now is the better witness, so they only warn."""
+    checks = []
+    for entry in [entry for entry in log.gsp if log.since_load(entry["at"])][-1:]:
+        facts = {"age": words(log.age(entry["at"])), "text": entry["text"]}
+        checks.append(found("kernel.gsp.failed", facts, observed=entry["text"], confidence=_doubt(nodes)))
+    latest = {entry["pci"]: entry for entry in log.init_failed if log.since_load(entry["at"])}
+    for pci, entry in latest.items():
+        facts = {"pci": pci, "age": words(log.age(entry["at"])), "text": entry["text"]}
+        checks.append(found("kernel.gpu.init_failed_earlier", facts, subject=f"gpu:{pci}", observed=entry["text"]))
+    return checks
+
+
+def _doubt(nodes: list[Mapping[str, Any]]) -> float | None:
+    return 0.3 if nodes and all(node.get("open") == "ok" for node in nodes) else None
+
+
+def _processes(result: ChildResult | None) -> tuple[list[Check], Check]:
+    """Return the findings about stuck tasks, and P87: whether every process could be looked at."""
+    if result is None:
+        return [], unknown("P87", "not reached: an earlier probe of this stage ended first", Kind.OBSERVABILITY)
+    if result.ending is not Ending.ANSWERED or not isinstance(result.answer, dict):
+        step = result.open_step.name if result.open_step else "the scan"
+        reason = (
+            f"{step}: no answer ({result.ending.value}); a task that locks its own /proc entries is stuck somewhere"
+        )
+        return [], unknown("P87", reason, Kind.OBSERVABILITY)
+    checks = []
+    for task in result.answer.get("stuck") or []:
+        facts = {**task, "node": task["nodes"][0], "wchan": task["wchan"] or "an unknown function"}
+        checks.append(found("kernel.processes.stuck", facts, observed=task))
+    hidden = result.answer.get("hidden") or 0
+    if hidden:
+        reason = f"{hidden} process(es) in state D whose open files only root may see"
+        return checks, unknown("P87", reason, Kind.OBSERVABILITY)
+    holders = [f"{holder['comm']} ({holder['pid']})" for holder in result.answer.get("holders") or []]
+    return checks, passed("P87", Kind.OBSERVABILITY, observed={"holders": holders})

@@ -1,0 +1,101 @@
+"""Judges the environment variables that change discovery (P13, P14, P15, P80), as far as they tell without a driver.
+
+CUDA reads CUDA_VISIBLE_DEVICES from left to right and stops at the first entry that it does not understand or that
+names no GPU: everything from there on is hidden (CUDA C++ Programming Guide, CUDA environment variables).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pytest_gpudiscovery.model import Check, Kind
+from pytest_gpudiscovery.stages.spec import found, not_applicable, passed, unknown
+from pytest_gpudiscovery.stages.visible import Visible, parse
+
+TRACE = "2"  # OLLAMA_DEBUG: the only value that shows the child's output
+# Values of NVIDIA_VISIBLE_DEVICES that inject no GPU. Not "void": the CDI mode sets it and injects by another way.
+CONTAINER_NONE = ("", "none")
+NO_OLLAMA = "there is no Ollama on this host"
+
+
+def left(visible: Visible, uuids: Sequence[str | None], mig: bool) -> tuple[int | None, str]:
+    """Return how many GPUs VISIBLE leaves (None: only the driver can tell) and why not more.
+
+    UUIDS are those of the host's GPUs, None for one that does not say; [] when the GPUs are not known.
+    """
+    if visible.hides_everything:
+        return 0, "the variable is set and empty" if not visible.value else f"entry {visible.ended_at!r} is no GPU"
+    if mig or any(name.startswith("mig-") for name in visible.uuids):
+        return None, "MIG instances are counted, which only the driver knows"
+    if not uuids or (visible.uuids and None in uuids):
+        return None, "the GPUs of this host are not known yet"
+    shown = 0
+    for index in visible.indices:
+        if index >= len(uuids):
+            return shown, f"entry {str(index)!r} is beyond the {len(uuids)} GPU(s) of this host"
+        shown += 1
+    for name in visible.uuids:
+        if sum(str(uuid).lower().startswith(name) for uuid in uuids) != 1:
+            return shown, f"entry {name!r} is the beginning of no GPU's UUID, or of several"
+        shown += 1
+    return shown, "every entry names a GPU"
+
+
+def judge_environment(seen: Mapping[str, Any], env: Mapping[str, str], package: Mapping[str, Any]) -> list[Check]:
+    """Judge P13, P14, P15 and P80 over ENV; PACKAGE holds the facts of the package stage."""
+    return [*_library(env, package), *_visible(seen, env), *_jetson(seen, env, package), *_debug(env, package)]
+
+
+def _library(env: Mapping[str, str], package: Mapping[str, Any]) -> list[Check]:
+    value = env.get("OLLAMA_LLM_LIBRARY")
+    if not package.get("binary"):
+        return [not_applicable("P13", NO_OLLAMA)]
+    names = [str(item["name"]) for item in package.get("gpu_dirs") or []]
+    if not value or value in names:
+        return [passed("P13", observed=value)]
+    facts = {"value": value, "names": ", ".join(names) or "none"}
+    return [found("service.env.ollama_llm_library", facts, expected=names, observed=value)]
+
+
+def _visible(seen: Mapping[str, Any], env: Mapping[str, str]) -> list[Check]:
+    checks = []
+    container = env.get("NVIDIA_VISIBLE_DEVICES")
+    if container is not None and container.strip().lower() in CONTAINER_NONE:
+        words = container or '""'
+        checks.append(found("service.env.nvidia_visible_devices_none", {"value": words}, observed=container))
+    visible = parse(env)
+    if visible.value is None:
+        return checks or [passed("P14", reason="CUDA_VISIBLE_DEVICES is not set")]
+    uuids = [gpu.get("uuid") for gpu in seen["gpus"]]
+    shown, reason = left(visible, uuids, bool(seen.get("mig")))
+    value = visible.value
+    facts = {"value": value or '""', "reason": reason, "shown": shown, "count": len(uuids)}
+    if shown is None:
+        checks.append(unknown("P14", f"CUDA_VISIBLE_DEVICES={value}: {reason}", Kind.OBSERVABILITY))
+    elif shown == 0:
+        checks.append(found("service.env.cuda_visible_devices_hides_all", facts, expected="not set", observed=value))
+    elif shown < len(uuids):
+        checks.append(found("service.env.cuda_visible_devices_subset", facts, expected="not set", observed=value))
+    else:
+        checks.append(passed("P14", reason=reason, observed=value))
+    return checks
+
+
+def _jetson(seen: Mapping[str, Any], env: Mapping[str, str], package: Mapping[str, Any]) -> list[Check]:
+    value = env.get("JETSON_JETPACK")
+    if not package.get("binary"):
+        return [not_applicable("P15", NO_OLLAMA)]
+    if not value or seen.get("tegra"):
+        return [passed("P15", observed=value)]
+    facts = {"value": value, "machine": seen.get("machine")}
+    return [found("service.env.jetson_jetpack", facts, expected="not set", observed=value)]
+
+
+def _debug(env: Mapping[str, str], package: Mapping[str, Any]) -> list[Check]:
+    if not package.get("binary"):
+        return [not_applicable("P80", NO_OLLAMA, Kind.OBSERVABILITY)]
+    value = env.get("OLLAMA_DEBUG")
+    if value == TRACE:
+        return [passed("P80", Kind.OBSERVABILITY, observed=value)]
+    return [found("service.observe.ollama_debug", {"value": value or '""'}, expected=TRACE, observed=value)]

@@ -1,0 +1,92 @@
+"""How a gated pytest run starts: every value is checked before anything runs, and what it will do is said first."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from pytest_gpudiscovery import __version__, options, stages
+from pytest_gpudiscovery.collection import Choice
+from pytest_gpudiscovery.plugin import OPTIONS
+from pytest_gpudiscovery.reports import wording
+from pytest_gpudiscovery.run import Run
+from pytest_gpudiscovery.stages.spec import StageSpec
+
+
+def stage_table(config: pytest.Config) -> dict[str, StageSpec]:
+    """Return every stage by name, those of other plugins included; raises UsageError for one that does not fit in."""
+    table = dict(stages.table())
+    for added in config.hook.pytest_gpudiscovery_stages(config=config):
+        for spec in added:
+            taken = next(
+                (old.name for old in table.values() if old.name == spec.name or old.number == spec.number), None
+            )
+            unknown = [name for name in (*spec.after, *spec.soft_after) if name not in table]
+            if taken is not None or unknown:
+                why = f"has the name or number of {taken}" if taken else f"comes after unknown stages: {unknown}"
+                raise pytest.UsageError(f"pytest_gpudiscovery_stages: stage {spec.number} {spec.name} {why}")
+            table[spec.name] = spec
+    return dict(sorted(table.items(), key=lambda entry: entry[1].number))
+
+
+def settle(config: pytest.Config, table: Mapping[str, StageSpec]) -> options.Settings:
+    """Return the settings of CONFIG; raises UsageProblem."""
+    given = {option.name: config.getoption(option.name) for option in OPTIONS}
+    asked = [str(arg).partition("=")[0] for arg in config.invocation_params.args]
+    for option in OPTIONS:
+        if option.command_line_only and given[option.name] is not None and option.flag not in asked:
+            raise options.UsageProblem(f"addopts: only the command line may ask for {option.flag}")
+    return options.settle(
+        given,
+        os.environ,
+        lambda name: _ini(config, name),
+        stages=tuple(table),
+        invocation_dir=str(config.invocation_params.dir),
+        ini_dir=str(config.inipath.parent if config.inipath else config.rootpath),
+    )
+
+
+def _ini(config: pytest.Config, name: str) -> Any:
+    try:
+        return config.getini(name)
+    except pytest.UsageError as error:  # pytest 9 says so itself, without the name of the setting
+        raise ValueError(str(error)) from None
+
+
+def refuse_distribution(config: pytest.Config) -> None:
+    """Raise UsageError for pytest-xdist's ways to other hosts: one dead host would end the run for all of them."""
+    remote = [spec for spec in config.getoption("tx", None) or () if "popen" not in spec.partition("//")[0]]
+    if config.getoption("dist", "no") == "each" or remote:
+        what = f"--tx {remote[0]}" if remote else "--dist each"
+        raise pytest.UsageError(
+            f"{what}: the gate asks one host; start it on every host (srun, ansible, ssh) and collect verdict.json"
+        )
+
+
+def absent(config: pytest.Config, choice: Choice) -> list[str]:
+    """Return what is said once: plugins that are not loaded, ambient options that were put aside."""
+    notes = []
+    if not has_timeout(config):
+        notes.append("pytest-timeout is not loaded: there is no outer limit around the stages' own deadlines")
+    if config.pluginmanager.is_blocked("xdist"):
+        notes.append("pytest-xdist is switched off: -n is not available")
+    if choice.restored:
+        names = ", ".join(name for name, _ in choice.restored)
+        notes.append(f"{names} of addopts (ini file or PYTEST_ADDOPTS) put aside: meant for other tests")
+    return notes
+
+
+def has_timeout(config: pytest.Config) -> bool:
+    """Whether pytest-timeout is loaded, by its entry point or by `-p pytest_timeout`."""
+    return any(config.pluginmanager.hasplugin(name) for name in ("timeout", "pytest_timeout"))
+
+
+def header(run: Run, profile: str) -> str:
+    """Return the line that says what is asked of whom."""
+    adopted: Mapping[str, Any] = run.context.adopted
+    target = wording.label(run.numbers[run.engine.target], run.engine.target)
+    who = f"probing as {adopted.get('as', 'caller')}, uid {adopted.get('uid', os.geteuid())}"
+    return f"gpu-discovery {__version__}: up to {target}, profile {profile}, {who}"

@@ -1,0 +1,108 @@
+"""Loaded with `-p fakegate` into the pytest runs of these tests: the real engine over stages that do as they are told.
+
+The eight stages have the names, numbers and order of the real ones; what each does comes from the variable
+FAKE_STAGES ("driver=hang kernel=warn"), and each start of a probe is a line in the file FAKE_LOG. FAKE_CRASH names a
+stage: the first pytest-xdist worker that comes to it is killed. FAKE_LATER names stages of later versions to add,
+FAKE_FULL makes the reports' disk full.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import functools
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest_gpudiscovery.run
+from pytest_gpudiscovery import stages
+from pytest_gpudiscovery.engine import Engine
+from pytest_gpudiscovery.model import Action, Check, CheckOutcome, Finding, Kind, Severity, StageRecord, Verdict
+from pytest_gpudiscovery.reports import verdict_json
+from pytest_gpudiscovery.stages.spec import Judgement, RunContext, StageInput, StageSpec, deadline_for, passed, unknown
+from pytest_gpudiscovery.supervise import child
+from pytest_gpudiscovery.supervise.types import ChildResult, Ending, Probe
+
+PROBES = Path(__file__).parent / "probes"
+DEADLINE_S = 1.0
+GRAPH: Mapping[str, tuple[str, ...]] = {
+    "package": (),
+    "service": ("package",),
+    "loopback": ("service",),
+    "kernel": (),
+    "nvml": ("kernel",),
+    "driver": ("kernel", "package", "service"),
+    "enumeration": ("driver",),
+    "runtime": ("driver", "package"),
+}
+GPU = {
+    "pci": "0000:00:06.0",
+    "mig": None,
+    "views": {"cuda": {"name": "NVIDIA H100 PCIe", "cc": [9, 0], "total_memory": 85_000_000_000}, "sysfs": {}},
+}
+
+
+def modes() -> dict[str, str]:
+    """Return what each stage was told to do."""
+    return dict(word.split("=") for word in os.environ.get("FAKE_STAGES", "").split())
+
+
+def stage(number: int, name: str, after: tuple[str, ...]) -> StageSpec:
+    """Return stage NAME with one probe."""
+
+    def plan(
+        context: RunContext, prior: Mapping[str, StageRecord], results: Mapping[str, ChildResult]
+    ) -> tuple[str, Probe] | None:
+        if results:
+            return None
+        request = {"stage": name, "mode": modes().get(name, "ok"), "log": os.environ["FAKE_LOG"]}
+        return name, Probe("t_gate", request, {"PATH": "/usr/bin:/bin"}, deadline_for(context, name, DEADLINE_S))
+
+    def judge(given: StageInput) -> Judgement:
+        seen = given.observed(name)
+        facts = {"gpus": [GPU]} if name == "enumeration" else {"version": "0.0.1"} if name == "package" else None
+        if seen.get("bad"):
+            finding = Finding(
+                f"{name}.told", Severity.BLOCKER, f"{name} was told to fail", "", None, "look", Action.SAFE, 0.9
+            )
+            check = Check("P42", Kind.BLOCKING, "host", CheckOutcome.FAILED, "", 0, 1, finding)
+            return Judgement((check,), "bad", facts)
+        if seen.get("warn"):
+            return Judgement((dataclasses.replace(passed("P42"), outcome=CheckOutcome.WARNED),), f"{name} warns", facts)
+        if seen.get("unknown"):
+            return Judgement((unknown("P42", "not allowed to look"),), f"{name} is unknown", facts)
+        return Judgement((passed("P42"),), f"{name} is fine", facts)
+
+    native = name in ("nvml", "driver", "enumeration", "runtime")
+    return StageSpec(number, name, name.title(), after, DEADLINE_S, ("P42",), plan, judge, touches_driver=native)
+
+
+def supervise(probe: Probe) -> ChildResult:
+    """Run PROBE; one that is told to be unkillable hangs, and is then said to have outlived SIGKILL."""
+    if probe.request["mode"] == "raise":
+        raise RuntimeError("told to raise")
+    if probe.request["stage"] == os.environ.get("FAKE_CRASH") and "PYTEST_XDIST_WORKER" in os.environ:
+        with contextlib.suppress(FileExistsError):
+            Path(os.environ["FAKE_LOG"] + ".crashed").touch(exist_ok=False)
+            os.kill(os.getpid(), signal.SIGKILL)
+    unkillable = probe.request["mode"] == "unkillable"
+    if unkillable:
+        probe = dataclasses.replace(probe, request={**probe.request, "mode": "hang"})
+    result = child.run(probe, extra=PROBES)
+    return dataclasses.replace(result, ending=Ending.UNKILLABLE) if unkillable else result
+
+
+TABLE = {name: stage(number, name, after) for number, (name, after) in enumerate(GRAPH.items(), 1)}
+# By name, and not through an interface of the product: no user should be able to put other stages in their place.
+if "FAKE_FULL" in os.environ:
+
+    def _full(directory: str, verdict: Verdict) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), directory)
+
+    vars(verdict_json)["write"] = _full
+LATER = [spec for spec in stages.LATER if spec.name in os.environ.get("FAKE_LATER", "").split()]
+vars(stages)["table"] = lambda: {**TABLE, **{spec.name: spec for spec in LATER}}
+vars(pytest_gpudiscovery.run)["Engine"] = functools.partial(Engine, supervise=supervise)

@@ -1,0 +1,297 @@
+"""What a person, a CI system and a monitor get to see."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pty
+import select
+import subprocess
+import time
+from xml.etree import ElementTree
+
+import pytest
+
+from pytest_gpudiscovery.model import (
+    Action,
+    Blocker,
+    Check,
+    CheckOutcome,
+    Finding,
+    Kind,
+    Outcome,
+    Severity,
+    StageRecord,
+    State,
+    Step,
+    Verdict,
+)
+from pytest_gpudiscovery.reports import exitcodes, junit, wording
+from pytest_gpudiscovery.reports.console import simulated_words
+from tests import fakes
+from tests.plugin.conftest import LIMIT_S, Runner
+from tests.plugin.test_attempts import EMPTY
+
+NUMBERS = {"kernel": 4, "driver": 6, "enumeration": 7, "runtime": 8, "backend": 11}
+HANG = Finding(
+    "driver.cuinit.hang",
+    Severity.BLOCKER,
+    "cuInit(0) did not return within 45.0 s",
+    "Everything that CUDA does first happens inside cuInit.",
+    {"blocked_in": "ioctl on /dev/nvidiactl < cuInit (libcuda.so.580.159.04); state D, wchan rwsem_down_read_slowpath"},
+    "look for Xid lines: dmesg -T | grep -i xid",
+    Action.SAFE,
+    0.9,
+)
+HUNG = fakes.record(
+    "driver",
+    Outcome.TIMED_OUT,
+    summary=HANG.summary,
+    deadline_s=45.0,
+    ollama_budget_s=30.0,
+    steps=(Step("dlopen", 0.1, 0.2), Step("cuInit(0)", 0.3, None)),
+    checks=(Check("P42", Kind.BLOCKING, "host", CheckOutcome.FAILED, finding=HANG),),
+)
+DESIGN = """\
+06 driver: cuInit(0) did not return within 45.0 s
+   blocked in: ioctl on /dev/nvidiactl < cuInit (libcuda.so.580.159.04); state D, wchan rwsem_down_read_slowpath
+   last step : cuInit(0), started 44.7 s before the deadline
+   explains  : 07 enumeration, 08 runtime, 11 backend were not reached
+   Ollama    : gives up after 30 s: "failed to finish discovery before timeout"
+   next      : look for Xid lines: dmesg -T | grep -i xid   (safe)"""
+
+
+def verdict(state: State, *records: StageRecord, **changes: object) -> Verdict:
+    return dataclasses.replace(EMPTY, verdict=state, stages=records, duration_s=1.94, **changes)  # type: ignore[arg-type]
+
+
+def failed(**changes: object) -> StageRecord:
+    """Return a driver stage that failed by an answer."""
+    finding = dataclasses.replace(HANG, cause="driver.cuinit.error", summary="cuInit answered 100", evidence=None)
+    check = Check("P42", Kind.BLOCKING, "host", CheckOutcome.FAILED, "", 0, 100, finding)
+    base = dataclasses.replace(HUNG, outcome=Outcome.FAILED, summary=finding.summary, checks=(check,))
+    return dataclasses.replace(base, **changes)  # type: ignore[arg-type]
+
+
+# -- words --------------------------------------------------------------------------------------------------------
+
+
+def test_the_failure_block_has_the_shape_of_the_contract() -> None:
+    assert wording.failure_block(HUNG, NUMBERS, ("enumeration", "runtime", "backend")) == DESIGN
+
+
+def test_a_wrong_answer_says_what_was_expected_and_seen() -> None:
+    text = wording.failure_block(failed(steps=()), NUMBERS, ("runtime",))
+    assert text.splitlines() == [
+        "06 driver: cuInit answered 100",
+        "   expected  : 0",
+        "   seen      : 100",
+        "   because   : Everything that CUDA does first happens inside cuInit.",
+        "   explains  : 08 runtime was not reached",
+        "   next      : look for Xid lines: dmesg -T | grep -i xid   (safe)",
+    ]
+
+
+def test_other_failed_rows_are_not_lost() -> None:
+    other = dataclasses.replace(HANG, cause="driver.count.zero", summary="no device")
+    record = failed(checks=(*failed().checks, Check("P47", Kind.BLOCKING, "host", CheckOutcome.FAILED, finding=other)))
+    assert "   also      : no device" in wording.failure_block(record, NUMBERS)
+
+
+@pytest.mark.parametrize(
+    ("made", "code", "line"),
+    [
+        (
+            verdict(
+                State.BLOCKED,
+                HUNG,
+                blockers=(
+                    Blocker("driver", "host", Outcome.TIMED_OUT, HANG.cause, "cuInit(0) did not return within 45 s"),
+                ),
+            ),
+            1,
+            "gpu-discovery: BLOCKED at 06 driver: cuInit(0) did not return within 45 s (exit 1)",
+        ),
+        (
+            verdict(State.READY, fakes.record("kernel", Outcome.PASSED), fakes.record("driver", Outcome.PASSED)),
+            0,
+            "gpu-discovery: READY: 2 stages passed in 1.9 s (exit 0)",
+        ),
+        (
+            verdict(State.DEGRADED, fakes.record("kernel", Outcome.WARNED), simulated={"host": "h100"}),
+            0,
+            "gpu-discovery: SIMULATED DEGRADED by 04 kernel: kernel warned (exit 0)",
+        ),
+        (
+            verdict(State.INCOMPLETE, fakes.record("kernel", Outcome.NOT_SELECTED)),
+            20,
+            "gpu-discovery: INCOMPLETE at 04 kernel: not selected, kernel not_selected (exit 20)",
+        ),
+        (
+            verdict(
+                State.INCOMPLETE,
+                fakes.record(
+                    "kernel",
+                    Outcome.WARNED,
+                    checks=(Check("P38", Kind.BLOCKING, "host", CheckOutcome.UNKNOWN, "dmesg is restricted"),),
+                ),
+            ),
+            20,
+            "gpu-discovery: INCOMPLETE at 04 kernel: P38 is unknown: dmesg is restricted (exit 20)",
+        ),
+    ],
+    ids=lambda value: value.verdict.value if isinstance(value, Verdict) else None,
+)
+def test_the_last_line(made: Verdict, code: int, line: str) -> None:
+    assert wording.last_line(made, NUMBERS, code) == line
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "strict", "nagios", "npd"),
+    [
+        (State.READY, 0, False, 0, 0),
+        (State.DEGRADED, 0, False, 1, 0),
+        (State.DEGRADED, 1, True, 2, 1),
+        (State.BLOCKED, 1, False, 2, 1),
+        (State.INCOMPLETE, 20, False, 3, 2),
+        (State.READY, 1, False, 2, 1),  # something failed that no stage explains
+        (State.INCOMPLETE, 2, False, 3, 2),
+        (State.BLOCKED, 3, False, 3, 2),
+        (State.INCOMPLETE, 143, False, 143, 143),
+    ],
+)
+def test_exit_code_conventions(state: State, code: int, strict: bool, nagios: int, npd: int) -> None:
+    real, fake = verdict(state), verdict(state, simulated={"host": "h100"})
+    assert exitcodes.translate(code, real, "pytest", strict=strict) == code
+    assert exitcodes.translate(code, real, "nagios", strict=strict) == nagios
+    assert exitcodes.translate(code, real, "npd", strict=strict) == npd
+    if code < exitcodes.ENDED_BY_SIGNAL:
+        assert exitcodes.translate(code, fake, "nagios", strict=strict) == 3, "simulated is UNKNOWN"
+        assert exitcodes.translate(code, fake, "npd", strict=strict) == 2
+
+
+def test_simulated_words() -> None:
+    assert simulated_words({"host": "h100", "faults": []}) == "h100"
+    assert simulated_words({"host": "h100", "faults": ["a", "b"]}) == "h100, fault a, fault b"
+
+
+def test_junit_properties() -> None:
+    made = verdict(
+        State.BLOCKED,
+        HUNG,
+        versions={"driver": "580.159.04", "ollama": None},
+        host={"name": "n1"},
+        blockers=(Blocker("driver", "host", Outcome.TIMED_OUT, HANG.cause, HANG.summary),),
+        gpus=({"pci": "0000:00:06.0"},),
+    )
+    properties = dict(junit.suite_properties(made))
+    assert properties["verdict"] == "blocked"
+    assert properties["driver"] == "580.159.04"
+    assert "ollama" not in properties
+    assert properties["blocker.0"].startswith("driver: driver.cuinit.hang")
+    assert dict(junit.item_properties(HUNG))["gpu_discovery.cause"] == HANG.cause
+
+
+# -- runs ---------------------------------------------------------------------------------------------------------
+
+
+def test_lines_of_a_run(gate: Runner) -> None:
+    ended = gate("--junitxml=junit.xml", "-v", stages="driver=hang kernel=warn")
+    lines = ended.out.splitlines()
+    assert lines[0].startswith("gpu-discovery ")
+    stages = [line for line in lines if line[:2].isdigit() and ":" not in line]
+    assert [line.split()[1] for line in stages] == list(ended.outcomes)
+    assert [line.split()[2] for line in stages[2:5]] == ["passed", "warned", "passed"]
+    assert stages[5].startswith("06 driver       timed out ")
+    assert stages[6].endswith("because of 06 driver")
+    assert "   kernel call " in ended.out, "-v: the steps"
+    block = ended.out[ended.out.index("06 driver: driver call did not return") :].splitlines()
+    assert [line[3:13].rstrip() for line in block[1:5]] == ["blocked in", "last step", "explains", "next"]
+    assert "\x1b" not in ended.out, "no colours where there is no terminal"
+    assert lines[-1] == "gpu-discovery: BLOCKED at 06 driver: driver call did not return within 1 s (exit 1)"
+    assert not any(word in ended.out for word in ("test session starts", "short test summary", "FAILURES", "::"))
+
+    suite = ElementTree.parse(gate.directory / "junit.xml").getroot().find("testsuite")
+    assert suite is not None
+    properties = {node.get("name"): node.get("value") for node in suite.iterfind("properties/property")}
+    assert properties["gpu_discovery.verdict"] == "blocked"
+    case = next(node for node in suite.iterfind("testcase") if node.get("name") == "test_the_driver_answers")
+    assert case.get("classname") == "gpu-discovery.test_06_driver"
+    failure = case.find("failure")
+    assert failure is not None
+    assert str(failure.text).startswith("06 driver: driver call did not return within 1 s\n   blocked in: ")
+    assert "Traceback" not in str(failure.text)
+    item = {node.get("name"): node.get("value") for node in case.iterfind("properties/property")}
+    assert item["gpu_discovery.outcome"] == "timed_out"
+    skipped = next(node for node in suite.iterfind("testcase") if node.get("name") == "test_the_runtime_answers")
+    reason = skipped.find("skipped")
+    assert reason is not None
+    assert str(reason.get("message")).startswith("not reached: driver")
+
+
+def test_quiet_is_one_line(gate: Runner) -> None:
+    ended = gate("-q", "-n", "2", stages="driver=fail", plugins=("xdist.plugin", "pytest_timeout"))
+    assert ended.out.splitlines() == ["gpu-discovery: BLOCKED at 06 driver: driver was told to fail (exit 1)"]
+
+
+def test_colours_when_asked_for(gate: Runner) -> None:
+    assert "\x1b[32mpassed" in gate("--color=yes").out
+
+
+def test_strict_and_conventions(gate: Runner) -> None:
+    assert gate("-q", stages="kernel=warn").code == 0
+    assert gate("-q", "--gpu-strict", stages="kernel=warn").code == 1
+    ended = gate("--gpu-exit", "npd", stages="kernel=unknown")
+    assert ended.code == 2
+    assert len(ended.out.splitlines()) == 1, "monitors read the first line"
+
+
+def test_a_simulated_host_is_said_first_and_last(gate: Runner) -> None:
+    ended = gate("--gpu-simulate", "h100", "--gpu-exit", "pytest")
+    assert ended.out.splitlines()[0].startswith("SIMULATED host h100")
+    assert ended.last.startswith("gpu-discovery: SIMULATED READY")
+    assert ended.verdict["simulated"]["host"] == "h100"
+
+
+def test_a_full_disk_changes_no_verdict(gate: Runner) -> None:
+    ended = gate(env={"FAKE_FULL": "1"})
+    assert ended.code == 0
+    assert "No space left on device" in ended.out
+    assert ended.last.startswith("gpu-discovery: READY")
+
+
+def test_a_directory_that_cannot_be_made_changes_no_verdict(gate: Runner) -> None:
+    (gate.directory / "file").touch()
+    ended = gate("--gpu-report", "file/reports", stages="driver=fail")
+    assert ended.code == 1
+    assert "reports cannot be written to" in ended.out
+    assert ended.last.startswith("gpu-discovery: BLOCKED at 06 driver")
+
+
+def test_progress_on_a_terminal(gate: Runner) -> None:
+    """A slow stage shows how long it has run, and the line is gone when the stage has its own."""
+    ours, theirs = pty.openpty()
+    command = gate.command("--gpu-stage-timeout", "driver=4", "-k", "test_06")
+    with subprocess.Popen(
+        command,
+        cwd=gate.directory,
+        env=gate.environment(FAKE_STAGES="driver=hang", TERM="xterm"),
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+    ) as process:
+        os.close(theirs)
+        seen = b""
+        until = time.monotonic() + LIMIT_S
+        while time.monotonic() < until and select.select([ours], [], [], LIMIT_S)[0]:
+            try:
+                seen += os.read(ours, 1 << 16)
+            except OSError:  # EIO: the last writer is gone
+                break
+    os.close(ours)
+    text = seen.decode()
+    assert process.returncode == 1, text
+    assert "\r\x1b[K06 driver  2 s of 4 s" in text
+    after = text[text.rindex(" s of 4 s") :]
+    assert "\r\x1b[K" in after
+    assert "timed out" in after

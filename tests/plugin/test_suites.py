@@ -1,0 +1,55 @@
+"""The packaged suites say of each stage what its row in the table says: every prerequisite, once, in the right file."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+
+import pytest
+
+from pytest_gpudiscovery import collection, stages
+
+FILES = sorted(collection.FOLDER.glob("test_*.py"))
+BUILT = {name: spec for name, spec in stages.table().items() if spec.built}
+
+
+def calls(tree: ast.AST, method: str) -> list[ast.Call]:
+    """Return the calls of METHOD in TREE."""
+    return [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == method
+    ]
+
+
+def texts(call: ast.Call) -> list[str]:
+    return [
+        argument.value
+        for argument in call.args
+        if isinstance(argument, ast.Constant) and isinstance(argument.value, str)
+    ]
+
+
+def test_there_is_one_file_per_stage() -> None:
+    assert [path.stem for path in FILES] == [f"test_{spec.number:02d}_{name}" for name, spec in BUILT.items()]
+    assert not (collection.FOLDER / "conftest.py").exists()
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_prerequisite_is_asserted_once(path: object) -> None:
+    source = collection.FOLDER.joinpath(str(path)).read_text(encoding="utf-8")
+    tree = ast.parse(source)
+    (marker,) = [text for call in calls(tree, "gpu_stage") for text in texts(call)]
+    asserted = Counter(text for call in calls(tree, "meets") for text in texts(call))
+    assert set(asserted) == set(BUILT[marker].rows)
+    assert max(asserted.values()) == 1
+    assert len(calls(tree, "passes")) == 1, "one item for the stage as a whole"
+    assert str(path).endswith(f"_{marker}.py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_item_says_what_it_proves(path: object) -> None:
+    tree = ast.parse(collection.FOLDER.joinpath(str(path)).read_text(encoding="utf-8"))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
+    assert ast.get_docstring(tree)
+    assert all(ast.get_docstring(function) and function.name.startswith("test_") for function in functions)

@@ -1,0 +1,131 @@
+"""Building the libraries: warnings, the cache, and who may be trusted."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from pytest_gpudiscovery.simulate import build
+from pytest_gpudiscovery.simulate.errors import SimulationError
+
+COMPILERS = [found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))]
+ALL = [(name, frozenset[str]()) for name in build.LIBRARIES]
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A temporary directory of this test alone."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def exports(path: Path) -> set[str]:
+    """Return the names that the ELF file at PATH exports."""
+    code = (
+        "import sys, json; from pytest_gpudiscovery.simulate.record_libraries import exported; "
+        "print(*exported(sys.argv[1]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True, timeout=60)
+    return set(done.stdout.split())
+
+
+@pytest.mark.skipif(not COMPILERS, reason="no C compiler here")
+@pytest.mark.parametrize("compiler", COMPILERS[:1])
+def test_everything_builds_without_a_warning(compiler: str, temporary: Path) -> None:
+    made = build.built(ALL, strict=True, command=(compiler,))
+    assert sorted(path.name.rpartition("-")[0] for path in made.values()) == sorted(build.LIBRARIES)
+    for path in made.values():
+        assert path.read_bytes()[:4] == b"\x7fELF"
+        assert path.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_second_build_runs_no_compiler(temporary: Path) -> None:
+    first = build.built(ALL[:1])
+    folder = build.private_directory()
+    assert [path.name for path in folder.iterdir()] == [first[ALL[0]].name]  # nothing half done is left
+    before = first[ALL[0]].stat().st_mtime_ns
+    assert build.built(ALL[:1]) == first
+    assert first[ALL[0]].stat().st_mtime_ns == before
+
+
+def test_hidden_functions_are_not_exported(temporary: Path) -> None:
+    plain, without = ("libcuda", frozenset[str]()), ("libcuda", frozenset({"cuDeviceGetUuid_v2", "noSuchFunction"}))
+    made = build.built([plain, without])
+    assert exports(made[plain]) - exports(made[without]) == {"cuDeviceGetUuid_v2"}
+
+
+def test_runtime_symbols_carry_its_version(temporary: Path) -> None:
+    found = build.built([("libcudart.12", frozenset())])
+    names = next(iter(found.values())).read_bytes()
+    assert b"libcudart.so.12\0" in names
+    code = "import ctypes, sys; print(hasattr(ctypes.CDLL(sys.argv[1]), 'cudaGetDeviceProperties_v2'))"
+    for wanted, answer in ((("libcudart.12"), "True"), (("libcudart.13"), "False")):
+        (path,) = build.built([(wanted, frozenset())]).values()
+        done = subprocess.run(
+            [sys.executable, "-c", code, path], capture_output=True, text=True, check=True, timeout=60
+        )
+        assert done.stdout.strip() == answer
+
+
+def test_parallel_builds_do_not_disturb_each_other(temporary: Path) -> None:
+    code = (
+        "import sys, tempfile; tempfile.tempdir = sys.argv[1]\n"
+        "from pytest_gpudiscovery.simulate import build\n"
+        "print(*build.built([('libnvidia-ptxjitcompiler', frozenset()), ('stub', frozenset())]).values())"
+    )
+    runs = [
+        subprocess.Popen([sys.executable, "-c", code, temporary], stdout=subprocess.PIPE, text=True) for _ in range(4)
+    ]
+    said = {process.communicate(timeout=60)[0] for process in runs}
+    assert [process.returncode for process in runs] == [0] * 4
+    assert len(said) == 1
+    assert all(Path(path).is_file() for path in said.pop().split())
+
+
+def test_directory_of_somebody_else(temporary: Path) -> None:
+    path = build.private_directory()
+    path.chmod(0o777)
+    with pytest.raises(SimulationError, match="only uid"):
+        build.private_directory()
+    path.rmdir()
+    path.symlink_to("/etc")
+    with pytest.raises(SimulationError, match="only uid"):
+        build.private_directory()
+    path.unlink()
+    if os.geteuid() == 0:
+        path.mkdir(0o755)
+        os.chown(path, 65534, 65534)
+        with pytest.raises(SimulationError, match="only uid 0"):
+            build.private_directory()
+
+
+def test_no_compiler_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    build.compiler.cache_clear()
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SimulationError, match="needs a C compiler") as caught:
+        build.compiler()
+    assert "\n" not in str(caught.value)
+    build.compiler.cache_clear()
+
+
+def test_ziglang_stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    build.compiler.cache_clear()
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "ziglang" else None)
+    assert build.compiler() == (sys.executable, "-m", "ziglang", "cc")
+    build.compiler.cache_clear()
+
+
+def test_compiler_that_fails_is_one_line(temporary: Path) -> None:
+    with pytest.raises(SimulationError, match="cannot build the simulated driver: exit 1"):
+        build.built(ALL[:1], command=(shutil.which("false") or "false",))
