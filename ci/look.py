@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import struct
 import subprocess
 import sys
 import tempfile
@@ -115,12 +114,6 @@ def main() -> int:
             chromium(page.as_uri(), profile, "--no-pdf-header-footer", f"--print-to-pdf={out / name}.pdf")
     print("\n".join(wrong) or "no page is too wide, no message on the console, nothing asked for")
     return 1 if wrong else 0
-
-
-def size(picture: Path) -> tuple[int, int]:
-    """Return width and height of a PNG file."""
-    width, height = struct.unpack(">II", picture.read_bytes()[16:24])
-    return int(width), int(height)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from pytest_gpudiscovery.signals import EXIT_CODE, Sigterm
 from pytest_gpudiscovery.verdict import exit_code
 
 CONCLUSIVE = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
+DERIVED = ("evidence", "html")  # modules of reports/ that write files made of the verdict beside verdict.json
 ASKED = "asked-{}.json"  # in the run directory, one per pytest-xdist worker
 
 
@@ -97,13 +99,24 @@ class Finish:
         self._console.stop()
         run.publish()
         self.verdict = worst or run.verdict()
-        try:
-            run.close(self.verdict)
-        except OSError as error:
-            # Said, and no reason to change the verdict: the exit code still carries it.
-            where = os.path.join(self._settings.report, verdict_json.NAME)
-            self._console.note(f"{where} could not be written: {error.strerror or error}")
+        self._write(self.verdict)
         return self.verdict, self._exit_code(status, self.verdict)
+
+    def _write(self, verdict: Verdict) -> None:
+        """Write the reports; what cannot be written is said and no reason to change the verdict."""
+        directory = self._settings.report
+        try:
+            self._run.close(verdict)
+        except OSError as error:
+            where = os.path.join(directory, verdict_json.NAME)
+            self._console.note(f"{where} could not be written: {error.strerror or error}")
+            return
+        for name in DERIVED:
+            try:
+                importlib.import_module(f"pytest_gpudiscovery.reports.{name}").write(directory, verdict)
+            except Exception as error:
+                # Also a defect of ours: the verdict is written, and its exit code must still be given.
+                self._console.note(f"{directory}: the {name} report could not be written: {error}")
 
     def _interrupted(self) -> None:
         pid = (self._run.engine.ledger.running() or {}).get("pid")

@@ -86,7 +86,7 @@ class Gate:
         except options.UsageProblem as problem:
             raise pytest.UsageError(str(problem)) from None
         contexts.save(context)
-        verbosity = config.option.verbose
+        verbosity = getattr(config.option, "verbose", 0)  # -p no:terminal takes the option away
         quiet = verbosity < 0 or settings.exit != "pytest"
         self._console = console = Console(config, self.numbers, quiet=quiet, steps=verbosity > 0)
         self.run = Run(context, self.stages, started=time.time(), report=settings.report, show=console.stage)

@@ -41,7 +41,7 @@ def conclude(
     if extra is not None and (outcome in HANG_OUTCOMES or not _explained(checks)):
         checks.insert(0, extra)
     if outcome is None:
-        outcome = _of_checks(judgement, checks)
+        outcome = judgement.outcome or _of_checks(judgement, checks)
     facts = dict(judgement.facts) if isinstance(judgement.facts, dict) else {}
     if any(result.ending in HUNG for result in results.values()):
         facts["hung_probe"] = True  # also a second witness: no further child may touch the driver after it

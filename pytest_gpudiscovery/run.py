@@ -162,6 +162,8 @@ class Run:
         if mark is None or mark.get("stage") not in self.stages:
             return None
         name = mark["stage"]
+        if self.engine.ledger.read(name) is not None:
+            return None  # it has ended, and the next one has not begun
         default = self.stages[name].deadline_s * self.context.scale
         return name, float(mark["started"]), self.context.deadlines.get(name, default)
 

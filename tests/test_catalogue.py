@@ -19,8 +19,9 @@ from pytest_gpudiscovery.model import SUMMARY_LIMIT, Kind
 
 PACKAGE = Path(pytest_gpudiscovery.__file__).parent
 ROWS = {row["id"]: row for row in json.loads((catalogue.DATA / "prerequisites.json").read_text())}
+JUDGES = ("stages", "diagnosis", PACKAGE.name)
 SOURCES = (
-    "\n".join(path.read_text() for path in PACKAGE.rglob("*.py") if path.parent.name in ("stages", "diagnosis"))
+    "\n".join(path.read_text() for path in PACKAGE.rglob("*.py") if path.parent.name in JUDGES)
     + (catalogue.DATA / "errors.json").read_text()
 )
 

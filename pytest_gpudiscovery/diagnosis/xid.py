@@ -25,7 +25,6 @@ _GPU = r"GPU (?:at )?(?:PCI:)?([0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}(?:
 _INIT_FAILED = re.compile(rf"NVRM: {_GPU}: (?:RmInitAdapter|rm_init_adapter) failed(.*)$")
 _OFF_BUS = re.compile(rf"NVRM: {_GPU}: GPU has fallen off the bus")
 _LOADED = re.compile(r"NVRM: loading NVIDIA UNIX.*?(\d{3}\.\d{1,3}(?:\.\d{1,3})?)")
-_MISMATCH = re.compile(r"NVRM: API mismatch: .{0,40}?client .{0,80}?(\d{3}\.\d{1,3}(?:\.\d{1,3})?)")
 _RESUMED = re.compile(r"PM: (?:suspend|hibernation).{0,20} exit")
 _LOAD_ERROR = re.compile(
     r"(?:nvidia[\w-]*|nouveau).{0,120}?"
@@ -65,7 +64,6 @@ class KernelLog:
     resumed_at: float | None = None
     init_failed: tuple[Mapping[str, Any], ...] = ()  # {"pci", "at", "text"}
     off_bus: tuple[Mapping[str, Any], ...] = ()
-    mismatched: tuple[str, ...] = ()  # versions of clients that the module has turned away
     load_errors: tuple[str, ...] = ()
     gsp: tuple[Mapping[str, Any], ...] = ()  # {"at", "text"}: the GPU's system processor could not be started
     now: float | None = None
@@ -102,7 +100,6 @@ def read_log(lines: Iterable[str], now: float | None = None) -> KernelLog:
     xids: list[Xid] = []
     init_failed: list[Mapping[str, Any]] = []
     off_bus: list[Mapping[str, Any]] = []
-    mismatched: dict[str, None] = {}
     load_errors: list[str] = []
     gsp: list[Mapping[str, Any]] = []
     recovered: dict[str, float] = {}
@@ -122,8 +119,6 @@ def read_log(lines: Iterable[str], now: float | None = None) -> KernelLog:
             off_bus.append({"pci": slot(found[1]), "at": at, "text": text.strip()})
         elif found := _LOADED.search(text):
             loaded_at, loaded_version = at, found[1]
-        elif found := _MISMATCH.search(text):
-            mismatched[found[1]] = None
         elif _RESUMED.search(text):
             resumed_at = at
         elif _GSP.search(text):
@@ -137,7 +132,6 @@ def read_log(lines: Iterable[str], now: float | None = None) -> KernelLog:
         resumed_at=resumed_at,
         init_failed=tuple(init_failed),
         off_bus=tuple(off_bus),
-        mismatched=tuple(mismatched),
         load_errors=tuple(load_errors[-20:]),
         gsp=tuple(gsp),
         now=now,

@@ -13,7 +13,7 @@ from pytest_gpudiscovery.loader.elf import PAGE, PF_W
 from pytest_gpudiscovery.loader.linkmap import Failure, LinkMap
 from pytest_gpudiscovery.loader.problems import ABORT, ERROR, SIGBUS, SIGSEGV, Refused
 from pytest_gpudiscovery.loader.process import Process
-from pytest_gpudiscovery.loader.symbols import RELOCATION, Reference, Relocations, gnu_hash
+from pytest_gpudiscovery.loader.symbols import RELOCATION, Reference, Relocations, Symbols, gnu_hash
 from pytest_gpudiscovery.loader.versions import Version
 
 TYPE_CHECKING = False
@@ -90,6 +90,7 @@ class Checker:
                 seen.add(id(loaded))
                 self.scope.append(loaded)
         self._found: dict[tuple[object, ...], LinkMap | None] = {}
+        self._filters: list[tuple[memoryview[int], Symbols, LinkMap]] = []
 
     def fail(self, kind: str, refused: Refused, requester: LinkMap) -> None:
         """Keep one failure."""
@@ -160,10 +161,16 @@ class Checker:
         return self._found[key]
 
     def _search(self, name: bytes, version: Version | None, plt: bool) -> LinkMap | None:
+        if not self._filters:
+            self._filters = [(other.symbols.bloom, other.symbols, other) for other in self.scope]
         hash_ = gnu_hash(name)
-        for other in self.scope:
-            symbols = other.symbols
-            if symbols.may_have(hash_) and symbols.lookup(name, version, hash_, plt, self.rules, other.names) >= 0:
+        word_at, bit = hash_ >> 6, hash_ & 63
+        for bloom, symbols, other in self._filters:
+            if bloom:  # Symbols.may_have, written out: this is the inner loop of every prediction
+                word = bloom[word_at & symbols.mask]
+                if not word >> bit & word >> (hash_ >> symbols.shift & 63) & 1:
+                    continue
+            if symbols.lookup(name, version, hash_, plt, self.rules, other.names) >= 0:
                 return other
         return None
 

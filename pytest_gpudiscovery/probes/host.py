@@ -7,7 +7,7 @@ A recording is JSON: {"entries": {path: entry}} where entry is one of
     {"type": "file", "mode": 0o444, "uid": 0, "gid": 0, "text": "..."}      (or "b64": "..." for bytes)
     {"type": "dir",  "mode": ..., "uid": ..., "gid": ...}                   children are found by path
     {"type": "link", "target": "..."}
-    {"type": "char", "mode": ..., "uid": ..., "gid": ..., "major": 195, "minor": 0, "open": "ENODEV"}   ("open" optional)
+    {"type": "char", "mode": ..., "uid": ..., "gid": ..., "major": 195, "minor": 0, "open": "ENODEV"}  (open: optional)
     {"type": "error", "errno": "EACCES"}                                    every access fails so
 """
 

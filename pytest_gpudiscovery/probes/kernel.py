@@ -1,28 +1,33 @@
 """Looks at the kernel's side of the driver: PCI devices, modules, what the driver says in /proc, the kernel log.
 
 Reads files only and opens no device node, so that it also answers when the driver hangs. What depends on who asks
-(nodes, libraries) is seen by the probe `nodes`.
+(nodes, libraries) is seen by the probe `nodes`; where the caller is the service's user that one runs here as well, at
+the end, which saves a process.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from pytest_gpudiscovery.probes import facts, procdriver
+from pytest_gpudiscovery.probes import facts, nodes, procdriver
 from pytest_gpudiscovery.probes.host import HostView, open_view
 from pytest_gpudiscovery.probes.journal import Journal
 
 PCI = "/sys/bus/pci/devices"
 NVIDIA = "0x10de"
 DISPLAY = ("0x0300", "0x0302")  # VGA controller and 3D controller: GPUs; an NVSwitch is a bridge (0x0680)
-MODULES = ("nvidia", "nvidia_uvm", "nvidia_modeset", "nvidia_drm", "nouveau", "nova_core", "vfio_pci")
+MODULES = ("nvidia", "nvidia_uvm")
 # Words of kernel log lines that are kept; the judgement reads them (diagnosis/xid.py).
 WORDS = (b"NVRM", b"nvidia", b"nouveau", b"PM: suspend", b"PM: hibernation", b"blocked for more than")
 KEPT = 2000  # log lines; the last ones, because they are the present
 
 
 def probe(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
-    """Return the facts of the host that do not depend on who asks; REQUEST: {"view"}."""
+    """Return the facts of the host that do not depend on who asks.
+
+    REQUEST: {"view", "env": None | {"LD_LIBRARY_PATH"}}; with an environment the answer of the probe `nodes` is added.
+    """
     view = open_view(request["view"])
     answer: dict[str, Any] = {}
 
@@ -46,7 +51,31 @@ def probe(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
     with journal.step("read /proc/driver/nvidia/gpus"):
         keep("proc_gpus", procdriver.gpus(view))
         keep("mig", procdriver.has_mig(view))
+    if request["env"] is not None and loaded(answer):
+        answer |= nodes.probe({"view": request["view"], "env": request["env"], **expected(answer)}, journal)
     return answer
+
+
+def loaded(answer: Mapping[str, Any]) -> bool:
+    """Return whether anything in ANSWER shows that NVIDIA's module is loaded: /proc/driver, /sys/module, /proc/devices.
+
+    Several, because each of them can be hidden on a host where CUDA works (measured: /proc/driver and /sys hidden).
+    Without any of them the nodes in /dev stand for it.
+    """
+    registered = (answer.get("devices") or {}).get("nvidia")
+    return bool(
+        (answer.get("version") or {}).get("version")
+        or "nvidia" in (answer.get("modules") or {})
+        or registered
+        or (answer.get("proc_gpus") or {}).get("gpus")
+        or (registered is None and answer.get("dev"))
+    )
+
+
+def expected(answer: Mapping[str, Any]) -> dict[str, Any]:
+    """Return {"minors", "uvm_major"}: which nodes the module of ANSWER needs."""
+    minors = (gpu["minor"] for gpu in answer["proc_gpus"]["gpus"])
+    return {"minors": sorted(minor for minor in minors if minor is not None), "uvm_major": answer["devices"]["uvm"]}
 
 
 def pci_devices(view: HostView) -> dict[str, Any]:
@@ -114,12 +143,10 @@ def devices(view: HostView) -> dict[str, Any]:
 
 
 def params(view: HostView) -> dict[str, int]:
-    """Return the module's parameters about device files: ModifyDeviceFiles, DeviceFileMode, DeviceFileUID, ...GID."""
+    """Return {"ModifyDeviceFiles": 0 | 1}: whether the driver's user space may make nodes; {} where it is hidden."""
     pairs = facts.pairs(facts.text(view, f"{procdriver.PROC}/params") or "")
-    wanted = ("ModifyDeviceFiles", "DeviceFileMode", "DeviceFileUID", "DeviceFileGID", "EnableGpuFirmware")
-    return {
-        name: int(pairs[name]) for name in wanted if pairs.get(name, "").isascii() and pairs.get(name, "").isdigit()
-    }
+    value = facts.number(pairs.get("ModifyDeviceFiles"))
+    return {} if value is None else {"ModifyDeviceFiles": value}
 
 
 def platform(view: HostView) -> dict[str, bool]:

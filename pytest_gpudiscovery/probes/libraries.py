@@ -13,7 +13,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pytest_gpudiscovery.probes.facts import errno_name
+from pytest_gpudiscovery.probes.facts import errno_name, link
 from pytest_gpudiscovery.probes.host import HostView
 
 CACHE = "/etc/ld.so.cache"
@@ -56,6 +56,23 @@ def find_elsewhere(view: HostView, name: str) -> str | None:
         if _accept(view, name, f"{directory}/{name}", "elsewhere") is not None:
             return f"{directory}/{name}"
     return None
+
+
+def passed_over(view: HostView, name: str, env: Mapping[str, str]) -> list[dict[str, str]]:
+    """Return {"path", "why"} of the files called NAME that ld.so would come across and not take."""
+    found = {}
+    for _, path in candidates(view, name, env):
+        header = elf(view, path)
+        if header.get("errno") in ("ENOENT", "ENOTDIR"):
+            if link(view, path) is not None:
+                found[path] = "a link that leads nowhere"
+        elif header.get("errno"):
+            found[path] = str(header["errno"])
+        elif not view.access(path, os.R_OK):
+            found[path] = "EACCES"
+        else:
+            found[path] = f"ELF class {header.get('class')}, machine {header.get('machine')}"
+    return [{"path": path, "why": why} for path, why in found.items()]
 
 
 def candidates(view: HostView, name: str, env: Mapping[str, str]) -> Iterator[tuple[str, str]]:

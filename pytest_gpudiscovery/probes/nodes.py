@@ -46,9 +46,12 @@ def probe(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
 
 
 def library(view: HostView, name: str, env: dict[str, str]) -> dict[str, Any]:
-    """Return what ld.so finds for NAME, else {"name", "path": None, "elsewhere": path | None}."""
+    """Return what ld.so finds for NAME, else {"name", "path": None, "elsewhere": path | None, "passed_over": [...]}."""
     found = libraries.find(view, name, env)
-    return found or {"name": name, "path": None, "elsewhere": libraries.find_elsewhere(view, name)}
+    if found is not None:
+        return found
+    elsewhere, passed_over = libraries.find_elsewhere(view, name), libraries.passed_over(view, name, env)
+    return {"name": name, "path": None, "elsewhere": elsewhere, "passed_over": passed_over}
 
 
 def modprobe(view: HostView) -> dict[str, Any] | None:

@@ -76,14 +76,11 @@ def gpus(view: HostView) -> dict[str, Any]:
     return {"gpus": found, "errno": None}
 
 
-def has_mig(view: HostView) -> bool:
-    """Return whether the module offers a MIG GPU instance (a capability file per instance)."""
+def has_mig(view: HostView) -> bool | None:
+    """Return whether the module offers a MIG GPU instance (it has a directory each), None where that is hidden."""
     try:
-        for gpu in view.listdir(f"{PROC}/capabilities"):
-            if gpu.startswith("gpu") and any(
-                name.startswith("gi") for name in view.listdir(f"{PROC}/capabilities/{gpu}/mig")
-            ):
-                return True
+        entries = view.listdir(f"{PROC}/capabilities")
     except OSError:
-        pass  # no capabilities, or none with MIG
-    return False
+        return None
+    places = [f"{PROC}/capabilities/{name}/mig" for name in entries if name.startswith("gpu")]
+    return any(name.startswith("gi") for place in places for name in facts.names(view, place))

@@ -17,7 +17,7 @@ from pytest_gpudiscovery.probes.host import HostView, LiveView, open_view
 from pytest_gpudiscovery.probes.journal import Journal
 
 THREADS = 32  # a Go runtime with CUDA loaded has about 20 on a 16-core host
-LIMITS = ("AS", "NOFILE", "NPROC", "MEMLOCK", "DATA", "CORE")
+LIMITS = ("AS", "NOFILE", "NPROC")
 CGROUP = "/sys/fs/cgroup"
 
 

@@ -73,14 +73,19 @@ class GateReporter(TerminalReporter):  # type: ignore[misc]  # final for typing;
 
     @pytest.hookimpl(wrapper=True)
     def pytest_sessionfinish(
-        self, session: pytest.Session, exitstatus: int | pytest.ExitCode
+        self,
+        session: pytest.Session,  # noqa: ARG002 - the signature is pytest's
+        exitstatus: int | pytest.ExitCode,
     ) -> Generator[None, None, None]:
-        """Let pytest and other plugins say what they have to; no blank line, no counts."""
+        """Say what went wrong around the gate, if anything; no blank line, no counts, no other plugin's summary.
+
+        Theirs are about the user's own tests, and one of them (hypothesis) takes longer than the gate itself.
+        """
         yield
         if exitstatus != pytest.ExitCode.INTERNAL_ERROR:
-            self.config.hook.pytest_terminal_summary(
-                terminalreporter=self, exitstatus=session.exitstatus, config=self.config
-            )
+            self.summary_errors()
+            self.summary_failures()
+            self.summary_warnings()
 
 
 class Console:

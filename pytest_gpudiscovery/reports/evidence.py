@@ -79,7 +79,7 @@ def _texts(verdict: Verdict) -> Iterator[tuple[str, str]]:
 
 def _name(stage: str, probe: str, taken: set[str]) -> str:
     """Return a file name of letters, digits and _.- that is not in TAKEN."""
-    stem = "-".join(UNSAFE.sub("_", part).strip(".")[:40] or "unnamed" for part in (stage, probe))
+    stem = "-".join(UNSAFE.sub("_", part[:200]).strip(".-")[:40] or "unnamed" for part in (stage, probe))
     number = 1
     while (name := f"{stem}{f'-{number}' if number > 1 else ''}.txt") in taken:
         number += 1
@@ -110,8 +110,8 @@ def _lines(record: StageRecord, probe: str, value: object, verdict: Verdict) -> 
     snapshot = value.get("at_deadline")
     threads = snapshot.get("threads") if isinstance(snapshot, Mapping) else None
     if threads:
-        yield from _section("threads at the deadline", outline(threads, STREAM))
-    told = ("ending", "exit_code", "signal", "blocked_in", "stderr", "stdout")
+        yield from _section("threads at the deadline", outline(snapshot, STREAM))
+    told = ("ending", "exit_code", "signal", "blocked_in", "stderr", "stdout", "at_deadline" if threads else "")
     rest = {key: item for key, item in value.items() if key not in told and item not in (None, "", [], {})}
     if rest:
         yield from _section("everything else that was seen (JSON)", _json(rest))
@@ -127,7 +127,15 @@ def _section(title: str, text: object) -> Iterator[str]:
 
 
 def _json(value: object) -> str:
+    """Return VALUE as JSON, or its first STREAM characters."""
+    parts: list[str] = []
+    size = 0
     try:
-        return json.dumps(value, indent=1, ensure_ascii=False, default=str)
+        for part in json.JSONEncoder(indent=1, ensure_ascii=False, default=str).iterencode(value):
+            parts.append(part)
+            size += len(part)
+            if size > STREAM:
+                break
     except (RecursionError, ValueError, TypeError):
         return outline(value, STREAM)  # nested beyond what JSON's writer takes
+    return "".join(parts)

@@ -105,6 +105,7 @@ def _context(verdict: Verdict, paper: Paper) -> Html:
         _list(verdict.profile, paper),
         el("h3", "What was asked for"),
         _list(verdict.selection, paper),
+        join((el("h3", "Simulated"), _list(verdict.simulated, paper))) if verdict.simulated is not None else None,
         join(_outline(title, value, paper) for title, value in more if value),
         aria_labelledby="context",
     )

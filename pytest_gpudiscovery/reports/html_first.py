@@ -30,7 +30,9 @@ def banner(verdict: Verdict, paper: Paper, name: str) -> Html:
 def _simulated(value: object) -> object:
     if not isinstance(value, dict):
         return value
-    return {key: ", ".join(map(str, item)) if isinstance(item, list) else item for key, item in value.items() if item}
+    faults = value.get("faults")
+    words = {"host": value.get("host"), "faults": ", ".join(map(str, faults)) if isinstance(faults, list) else faults}
+    return {key: item for key, item in words.items() if item}
 
 
 def hero(verdict: Verdict, story: Story, paper: Paper) -> Html:
@@ -59,11 +61,11 @@ def first(verdict: Verdict, story: Story, paper: Paper) -> Html:
 
 
 def command(text: str, action: str, meaning: str, paper: Paper) -> Html:
-    """Return a command that can be copied, and what it does to the host."""
+    """Return a command that can be copied, after what it does to the host."""
     return join(
         (
-            el("code", paper.text(text, 2_000), class_="command"),
             el("p", el("span", action, class_=f"tag {action}"), " ", meaning, class_="action"),
+            el("code", paper.text(text, 2_000), class_="command"),
         )
     )
 
@@ -123,10 +125,17 @@ def _known(values: object, names: tuple[tuple[str, str], ...], paper: Paper) -> 
     known = values if isinstance(values, Mapping) else {}
     required = names is VERSIONS
     return [
-        _pair(title, "not known" if known.get(key) is None else known[key], paper)
+        _pair(title, _version(known.get(key)), paper)
         for key, title in names
         if known.get(key) is not None or (required and key != "ollama_era")
     ]
+
+
+def _version(value: object) -> object:
+    """CUDA's 13010 is 13.1; anything else is what it is."""
+    if isinstance(value, int) and 1000 <= value < 1_000_000:
+        return f"{value // 1000}.{value % 1000 // 10}"
+    return "not known" if value is None else value
 
 
 def _gpus(verdict: Verdict, paper: Paper) -> list[Html]:

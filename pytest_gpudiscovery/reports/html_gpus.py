@@ -33,14 +33,20 @@ TITLES = {
     "mig": "MIG",
 }
 GIB = 1 << 30
+Complaints = dict[str, list[tuple[str, Check]]]  # subject -> (stage, check)
 BYTES = ("memory", "total", "free", "used", "reserved")
-GPUS, ROWS, FOLD_FROM = 128, 40, 3
+EMPTY: tuple[object, ...] = (None, "", [], {})
+GPUS, SOURCES, ROWS, FOLD_FROM = 128, 12, 40, 3
 
 
 def gpus(verdict: Verdict, paper: Paper) -> Html:
     """Return the section; it says so when no GPU was seen."""
     kept, cut = paper.rows(verdict.gpus, GPUS)
-    parts = [_gpu(gpu if isinstance(gpu, dict) else {}, verdict, paper, len(kept)) for gpu in kept]
+    entries = [gpu if isinstance(gpu, dict) else {} for gpu in kept]
+    asked = set().union(*(_views(gpu) for gpu in entries))
+    sources = [*(name for name in VIEWS if name in asked), *sorted(asked.difference(VIEWS))][:SOURCES]
+    complaints = _by_subject(verdict)
+    parts = [_gpu(gpu, sources, complaints, paper, len(kept)) for gpu in entries]
     return el(
         "section",
         el("h2", "GPUs, by each source", id="gpus"),
@@ -53,34 +59,40 @@ def gpus(verdict: Verdict, paper: Paper) -> Html:
     )
 
 
-def _gpu(gpu: Mapping[str, object], verdict: Verdict, paper: Paper, count: int) -> Html:
+def _views(gpu: Mapping[str, object]) -> Mapping[str, object]:
     views = gpu.get("views")
-    views = views if isinstance(views, Mapping) else {}
-    names = [*(name for name in VIEWS if name in views), *(name for name in views if name not in VIEWS)]
-    wrong = _about(gpu, verdict)
+    return {str(name): view for name, view in views.items()} if isinstance(views, Mapping) else {}
+
+
+def _gpu(gpu: Mapping[str, object], sources: list[str], complaints: Complaints, paper: Paper, count: int) -> Html:
+    views = _views(gpu)
+    titles = {name: NAMES.get(name) or paper.text(name, 40) for name in sources}
+    seen, lost = ([titles[name] for name in sources if (name in views) is there] for there in (True, False))
+    by = join(
+        (" · seen by ", _listed(seen) if seen else "no source", join(("; not by ", _listed(lost))) if lost else "")
+    )
+    wrong = complaints.get(f"gpu:{gpu.get('pci')}", [])
     worst = BAD if any(check.outcome is CheckOutcome.FAILED for _, check in wrong) else WARN if wrong else PASSED
     word = {BAD: "does not fit", WARN: "with warnings", PASSED: "no complaint"}[worst]
     title = join((paper.text(gpu.get("pci") or "no PCI address", 60), " · ", paper.text(gpu_name(gpu), 120)))
-    inside = join((_complaints(wrong, paper), _table(names, views, paper)))
+    inside = join((_complaints(wrong, paper), _table(titles, views, paper)))
     return el(
         "details",
-        el("summary", el("h3", title), " ", mark(worst, word), f" · seen by {len(names)} "),
+        el("summary", el("h3", title), " ", mark(worst, word), by),
         el("div", inside, class_="in"),
         open=worst != PASSED or count < FOLD_FROM,
         class_=edge(worst),
     )
 
 
-def _about(gpu: Mapping[str, object], verdict: Verdict) -> list[tuple[str, Check]]:
-    """The failed and warned checks whose subject is GPU, with their stage."""
-    subject = f"gpu:{gpu.get('pci')}"
-    bad = (CheckOutcome.FAILED, CheckOutcome.WARNED)
-    return [
-        (record.name, check)
-        for record in verdict.stages
-        for check in record.checks
-        if check.subject == subject and check.outcome in bad
-    ]
+def _by_subject(verdict: Verdict) -> Complaints:
+    """Return the failed and warned checks of every GPU, with their stage, by what they are about."""
+    found: Complaints = {}
+    for record in verdict.stages:
+        for check in record.checks:
+            if check.outcome in (CheckOutcome.FAILED, CheckOutcome.WARNED) and check.subject.startswith("gpu:"):
+                found.setdefault(check.subject, []).append((record.name, check))
+    return found
 
 
 def _complaints(wrong: list[tuple[str, Check]], paper: Paper) -> Html:
@@ -99,25 +111,29 @@ def _complaints(wrong: list[tuple[str, Check]], paper: Paper) -> Html:
     return join((el("ul", join(items), class_="plain") if items else Html(""), cut or Html("")))
 
 
-def _table(names: list[str], views: Mapping[str, object], paper: Paper) -> Html:
-    if not names:
+def _listed(titles: list[str]) -> Html:
+    return join(part for index, title in enumerate(titles) for part in ((", ", title) if index else (title,)))
+
+
+def _table(titles: Mapping[str, str], views: Mapping[str, object], paper: Paper) -> Html:
+    if not views:
         return el("p", "No source described it.")
-    names = names[:12]
-    shown = {name: _flat(views[name]) for name in names}
-    keys = list(dict.fromkeys(key for view in shown.values() for key in view))
+    shown = {name: _flat(views[name]) if name in views else {} for name in titles}
+    keys = list(dict.fromkeys(key for view in shown.values() for key, value in view.items() if value not in EMPTY))
     keys.sort(key=lambda key: FIRST.index(key) if key in FIRST else len(FIRST))
     kept, cut = paper.rows(keys, ROWS)
-    titles = {name: NAMES.get(name) or paper.text(name, 40) for name in names}
-    head = el("tr", el("th", "", scope="col"), join(el("th", titles[name], scope="col") for name in names))
+    heads = [join((title, "" if name in views else " (not shown)")) for name, title in titles.items()]
+    head = el("tr", el("td", ""), join(el("th", text, scope="col") for text in heads))
     rows = [
         el(
             "tr",
             el("th", TITLES.get(key) or paper.text(key.replace("_", " "), 60), scope="row"),
-            join(_cell(key, titles[name], shown[name], paper) for name in names),
+            join(_cell(key, titles[name], shown[name], paper) for name in titles),
         )
         for key in kept
     ]
-    return join((el("table", el("thead", head), el("tbody", join(rows))), cut or Html("")))
+    table = el("table", el("thead", head), el("tbody", join(rows)), class_="fixed views")
+    return join((table, cut or Html("")))
 
 
 def _flat(view: object) -> dict[str, object]:

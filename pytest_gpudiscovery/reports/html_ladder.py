@@ -43,12 +43,15 @@ def _row(index: int, record: StageRecord, paper: Paper) -> Html:
     if detailed(record):
         name = el("a", name, href=f"#stage-{index}")
     if later:
-        return el("li", el("span", name), el("span", stage_mark(record), class_="saw"), class_="later")
+        return el("li", el("span", name), " ", el("span", stage_mark(record), class_="saw"), class_="later")
     return el(
         "li",
         el("b", name),
+        " ",
         stage_mark(record),
+        " ",
         el("span", _saw(record, paper), class_="saw v"),
+        " ",
         _time(record),
         class_=stage_edge(record),
     )

@@ -50,7 +50,8 @@ def edge(name: str) -> str | None:
 
 def stage_mark(record: StageRecord) -> Html:
     """Return the symbol and the word of a stage's outcome."""
-    return mark(tone(record), NOT_PART if is_later(record) else wording.words(record.outcome))
+    symbol = "○" if record.outcome is Outcome.NOT_REACHED else None
+    return mark(tone(record), NOT_PART if is_later(record) else wording.words(record.outcome), symbol)
 
 
 def check_mark(outcome: CheckOutcome) -> Html:
@@ -58,6 +59,6 @@ def check_mark(outcome: CheckOutcome) -> Html:
     return mark(CHECK_TONES[outcome], outcome.value.replace("_", " "))
 
 
-def mark(name: str, word: str) -> Html:
-    """Return WORD with the symbol and in the colour of tone NAME."""
-    return el("span", el("span", SYMBOLS[name], aria_hidden="true"), " " + word, class_=f"word {name}")
+def mark(name: str, word: str, symbol: str | None = None) -> Html:
+    """Return WORD in the colour of tone NAME, after SYMBOL (default: the tone's)."""
+    return el("span", el("span", symbol or SYMBOLS[name], aria_hidden="true"), " " + word, class_=f"word {name}")

@@ -99,7 +99,8 @@ def _checks(record: StageRecord, paper: Paper) -> Html:
     rows = [_check(check, paper) for check in kept]
     head = el("thead", el("tr", join(el("th", text, scope="col") for text in HEADS)))
     caption = el("caption", f"{len(record.checks)} {'check' if len(record.checks) == 1 else 'checks'}")
-    return join((el("table", caption, head, el("tbody", join(rows))), cut or Html("")))
+    table = el("table", caption, head, el("tbody", join(rows)), class_="fixed checks")
+    return join((table, cut or Html("")))
 
 
 def _check(check: Check, paper: Paper) -> Html:

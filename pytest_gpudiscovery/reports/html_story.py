@@ -14,7 +14,7 @@ NUMBERS: Mapping[str, int] = {name: index for index, name in enumerate(stages.NA
 LATER = frozenset(spec.name for spec in stages.LATER)
 NOT_PART = "not part of this version"
 COMPLAINTS = (Outcome.WARNED, Outcome.PROBE_ERROR, Outcome.INTERRUPTED, Outcome.NOT_REACHED)
-RAN = (Outcome.PASSED, Outcome.WARNED, Outcome.NOT_APPLICABLE)
+PASSED = (Outcome.PASSED, Outcome.WARNED)
 # The letters of /proc/PID/stat, as blocked_in ends with one; man 5 proc
 STATES = {
     "D": "State D: asleep inside the kernel. Nothing can end this call from outside, not even SIGKILL.",
@@ -84,11 +84,9 @@ def tell(verdict: Verdict) -> Story:
         return _blocked(verdict)
     if verdict.verdict is State.INCOMPLETE:
         return _incomplete(verdict)
-    ran = [record for record in verdict.stages if record.outcome in RAN]
-    count = f"{len(ran)} {'stage' if len(ran) == 1 else 'stages'}"
     if verdict.verdict is State.READY:
         facts = [Fact("Checked", f"{_began(verdict)}, in {seconds(verdict.duration_s)}"), *_not_checked(verdict)]
-        headline = f"{count} passed, up to {_target(verdict)}"
+        headline = f"{_passed(verdict)}, up to {_target(verdict)}"
         return Story(None, headline, tuple(facts), "", Action.SAFE, _also(verdict, None))
     record = next((record for record in verdict.stages if record.outcome in COMPLAINTS), None)
     record = record or next((record for record in verdict.stages if record.outcome.blocks), None)
@@ -97,8 +95,15 @@ def tell(verdict: Verdict) -> Story:
     return _at(verdict, record, wording.worst(record)[1] or _first_finding(record))
 
 
+def _passed(verdict: Verdict) -> str:
+    """Return "7 stages passed, 1 not applicable"."""
+    outcomes = [record.outcome for record in verdict.stages]
+    passed, idle = sum(outcome in PASSED for outcome in outcomes), outcomes.count(Outcome.NOT_APPLICABLE)
+    return f"{passed} {'stage' if passed == 1 else 'stages'} passed" + (f", {idle} not applicable" if idle else "")
+
+
 def _began(verdict: Verdict) -> str:
-    begun = [record.started for record in verdict.stages if record.outcome in RAN and clock(record.started)]
+    begun = [record.started for record in verdict.stages if record.outcome in PASSED and clock(record.started)]
     return clock(min(begun)) if begun else verdict.started
 
 
@@ -156,7 +161,10 @@ def _unanswered(verdict: Verdict, record: StageRecord) -> Story:
         return story
     built = stages.BUILT[-1]
     if is_later(record):
-        facts = (Fact("Because", f"{record.summary}; nothing is known about it"), *story.facts)
+        facts = (
+            Fact("Because", f"this version checks the stages up to {label(built)}; of later ones nothing is known"),
+            Fact("So far", _passed(verdict)),
+        )
         return Story(
             record,
             f"at {label(record.name)}: {NOT_PART}",

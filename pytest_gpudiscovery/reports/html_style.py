@@ -46,12 +46,13 @@ font-weight:700;padding:8px 20px}
 .first+.box{margin-top:18px}
 dl{display:grid;grid-template-columns:fit-content(12rem) minmax(0,1fr);gap:6px 16px;margin:0}
 dt{color:var(--soft)}dd{margin:0}dd .code{font-weight:600}
+.first dl{grid-template-columns:6.4rem minmax(0,1fr)}
 .note{display:block;color:var(--soft);font-size:.92rem}
 .box{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:12px 16px}
 .box h2{font-size:1rem;margin:0 0 8px}.first h2{font-size:1rem;margin:14px 0 4px}.first .box h2{margin:0 0 8px}
 .command{display:block;background:var(--code);border:1px solid var(--line);border-radius:6px;padding:9px 11px;
 user-select:all}
-.action{margin:8px 0 0}.tag{display:inline-block;border:1.5px solid currentColor;border-radius:4px;padding:0 7px;
+.action{margin:0 0 8px}.tag{display:inline-block;border:1.5px solid currentColor;border-radius:4px;padding:0 7px;
 font-weight:700;font-size:.86rem;white-space:nowrap}
 .safe{color:var(--good)}.caution{color:var(--warn)}.destructive{color:var(--bad)}
 .blocked .safe,.incomplete .safe,.degraded .safe{color:var(--ink)}
@@ -80,11 +81,16 @@ svg .axis{fill:var(--soft);font-size:12px}
 .hatch{stroke:var(--bad);stroke-width:4}.fill.bad{fill:var(--bad)}.fill.warn{fill:var(--warn)}
 .grid{stroke:var(--line);stroke-width:1}.budget{stroke:var(--ink);stroke-width:2;stroke-dasharray:3 2}
 .limit{stroke:var(--bad);stroke-width:2.5}
-.budget-text{font-size:12px}
+.mark{font-size:12px}
 table{border-collapse:collapse;width:100%;font-size:.92rem;margin:6px 0 10px}
 caption{text-align:left;font-weight:600;padding:4px 0}
 th,td{text-align:left;vertical-align:top;padding:5px 10px 5px 0;border-bottom:1px solid var(--line)}
-th{font-weight:600}thead th{color:var(--soft)}td.row,.nowrap{white-space:nowrap}
+th{font-weight:600;overflow-wrap:break-word}
+@media (min-width:821px){.fixed{table-layout:fixed}.checks th:nth-child(1){width:6.4rem}
+.checks th:nth-child(2){width:8.6rem}
+.checks th:nth-child(3){width:10rem}.checks th:nth-child(5){width:12%}.checks th:nth-child(6){width:22%}
+.views td:first-child{width:9.5rem}}
+thead th{color:var(--soft)}td.row,.nowrap{white-space:nowrap}
 details{border:1px solid var(--line);border-radius:8px;margin:8px 0;background:var(--ground)}
 details>summary{cursor:pointer;padding:9px 12px}details>.in{padding:0 14px 8px}
 details details>summary{padding:6px 10px}
@@ -100,6 +106,7 @@ header,main,footer,.simulated,.hero{padding-left:14px;padding-right:14px}
 .side{display:contents}.lead-facts{order:1}.next{order:2}.more-facts{order:3}
 .first dl{grid-template-columns:minmax(0,1fr);gap:0}.first dd{margin-bottom:8px}
 .ladder li{grid-template-columns:minmax(0,1fr) auto;gap:2px 10px}.ladder .saw,.ladder .time{grid-column:1/-1}
+.ladder .later .saw{grid-column:auto}
 table,caption,tbody,tr,td,th{display:block;width:auto}thead{position:absolute;left:-9999px}
 tr{border-bottom:1px solid var(--line);padding:7px 0}td,th{border:0;padding:1px 0}
 td[data-label]::before{content:attr(data-label) ": ";color:var(--soft)}td.empty{display:none}

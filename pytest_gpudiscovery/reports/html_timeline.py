@@ -16,7 +16,7 @@ from pytest_gpudiscovery.reports.html_story import label
 from pytest_gpudiscovery.reports.html_text import Html, Paper, el, join
 from pytest_gpudiscovery.reports.html_values import finite, seconds
 
-LANE, LABEL, BAR = 44, 18, 16  # pixels: a lane's height, its text, its bars
+LANE, LABEL, BAR, MARK_LABEL = 44, 18, 16, 14  # pixels: a lane's height, its text, its bars, the text below
 TICKS = 6
 STEPS = 250  # bars in one lane
 
@@ -49,8 +49,12 @@ def timeline(verdict: Verdict, paper: Paper) -> Html:
     begin = min(record.started for record in kept)
     length = max(record.started - begin + max(0.0, record.duration_s) for record in kept)
     axis = Axis(max(length, 1e-3) * 1.01)
-    height = len(kept) * LANE + 22
-    lanes = [_lane(record, record.started - begin, index * LANE, axis, paper) for index, record in enumerate(kept)]
+    height, lanes = 0, []
+    for record in kept:
+        marks = list(_marks(record, record.started - begin, axis))
+        lanes.append(_lane(record, record.started - begin, height, axis, paper, marks))
+        height += LANE + MARK_LABEL * bool(marks)
+    height += 22  # the axis
     said = "; ".join(f"{label(record.name)} {seconds(record.duration_s)}" for record in kept)
     open_steps = any(step.duration_s is None for record in kept for step in record.steps)
     return el(
@@ -106,7 +110,19 @@ def _grid(axis: Axis, height: int) -> Html:
     return join(parts)
 
 
-def _lane(record: StageRecord, begun: float, top: int, axis: Axis, paper: Paper) -> Html:
+def _marks(record: StageRecord, begun: float, axis: Axis) -> Iterator[tuple[float, str, str]]:
+    """Yield (percent, class, words) of the limits that RECORD ran into."""
+    budget, deadline = finite(record.ollama_budget_s), finite(record.deadline_s) or 0.0
+    if budget is not None and record.duration_s > budget:
+        yield axis.at(begun + budget), "budget", f"Ollama's {budget:g} s"
+    if record.outcome in wording.HUNG and record.duration_s >= deadline > 0:
+        apart = budget is None or abs(deadline - budget) / axis.length > 0.3  # or the words would meet
+        yield axis.at(begun + deadline), "limit", f"deadline {deadline:g} s" if apart else ""
+
+
+def _lane(
+    record: StageRecord, begun: float, top: int, axis: Axis, paper: Paper, marks: Sequence[tuple[float, str, str]]
+) -> Html:
     bar = top + LABEL + 3
     name = f"{SYMBOLS[tone(record)]} {label(record.name)} {seconds(record.duration_s)}"
     at = axis.at(begun)
@@ -130,13 +146,7 @@ def _lane(record: StageRecord, begun: float, top: int, axis: Axis, paper: Paper)
         name = "late" if open_step else "inner" if inner else "step"
         y, height = (bar + BAR - 5, 5) if inner and not open_step else (bar, BAR)
         parts.append(_rect(moment, max(moment, until), y, height, axis, name, paper.text(title, 120)))
-    budget = finite(record.ollama_budget_s)
-    if budget is not None and begun + budget <= axis.length and record.duration_s > budget:
-        parts.append(_mark(axis.at(begun + budget), bar, "budget", f"Ollama's {budget:g} s"))
-    if record.outcome in wording.HUNG and begun + (finite(record.deadline_s) or 0.0) < axis.length:
-        at = axis.at(begun + record.deadline_s)
-        apart = budget is None or at - axis.at(begun + budget) > 30  # percent: the two words must not meet
-        parts.append(_mark(at, bar, "limit", f"deadline {record.deadline_s:g} s" if apart else ""))
+    parts += [_mark(at, bar, name, words) for at, name, words in marks]
     return join(parts)
 
 
@@ -165,18 +175,8 @@ def _rect(begun: float, end: float, top: int, height: int, axis: Axis, name: str
     )
 
 
-def _mark(at: float, bar: int, name: str, text: str) -> Html:
+def _mark(at: float, bar: int, name: str, words: str) -> Html:
     line = el("line", x1=f"{at:.2f}%", x2=f"{at:.2f}%", y1=str(bar - 4), y2=str(bar + BAR + 4), class_=name)
-    label_ = (
-        el(
-            "text",
-            text,
-            x=f"{at:.2f}%",
-            y=str(bar - 6),
-            text_anchor="end" if at > 80 else "middle",
-            class_="budget-text",
-        )
-        if text
-        else None
-    )
-    return join((line, label_ or Html("")))
+    anchor = "start" if at < 30 else "end"
+    text = el("text", words, x=f"{at:.2f}%", y=str(bar + BAR + 16), text_anchor=anchor, class_="mark") if words else ""
+    return join((line, text))

@@ -13,6 +13,8 @@ from itertools import islice
 
 DEPTH = 8  # of nested objects; deeper ones are said to be there
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+KEY = 200  # characters of the key of an object
+LONGEST = 100_000  # characters of one string inside an object; before the whole is cut
 SHORT = 100  # characters of a list that stays on one line of an outline
 ELSEWHERE = "see verdict.json"
 
@@ -60,7 +62,7 @@ def _flat(value: object, depth: int) -> Iterator[str]:
     elif isinstance(value, Mapping):
         for index, (key, item) in enumerate(value.items()):
             nested = isinstance(item, (Mapping, list, tuple))
-            yield f"{', ' if index else ''}{key} {'(' if nested else ''}"
+            yield f"{', ' if index else ''}{name_of(key)} {'(' if nested else ''}"
             yield from _flat(item, depth + 1)
             yield ")" if nested else ""
     else:
@@ -76,7 +78,7 @@ def _lines(value: object, pad: str, depth: int) -> Iterator[str]:
         yield f"{pad}…"
     elif isinstance(value, Mapping):
         for key, item in value.items():
-            yield from _entry(f"{pad}{key}:", item, pad, depth)
+            yield from _entry(f"{pad}{name_of(key)}:", item, pad, depth)
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _entry(f"{pad}-", item, pad, depth)
@@ -87,7 +89,7 @@ def _lines(value: object, pad: str, depth: int) -> Iterator[str]:
 def _entry(label: str, item: object, pad: str, depth: int) -> Iterator[str]:
     if isinstance(item, str) and "\n" in item:
         yield label
-        for line in item.split("\n"):
+        for line in clip(item, LONGEST).split("\n"):
             yield f"{pad}  {line}"
     elif not isinstance(item, (Mapping, list, tuple)):
         yield f"{label} {scalar(item)}"
@@ -108,12 +110,19 @@ def _one_line(items: list[object] | tuple[object, ...]) -> str | None:
     return text if len(text) < SHORT and "\n" not in text else None
 
 
+def name_of(key: object) -> str:
+    """Return the key of an object, a long one cut."""
+    return clip(str(key), KEY)
+
+
 def scalar(value: object) -> str:
     """Return a value that is no container: "yes", "none", 0.0412, text as it is."""
     if value is None:
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, str):
+        return clip(value, LONGEST)
     if isinstance(value, float):
         return f"{value:.6g}" if abs(value) < 1e6 else f"{value:g}"
     try:

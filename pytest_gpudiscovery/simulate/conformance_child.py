@@ -63,7 +63,8 @@ def private_dev() -> None:
 
 def nodes(which: str) -> list[str]:
     """Return the paths of the nodes that WHICH names."""
-    return [f"/dev/{name}" for name in (NODES if which == "all" else (which,))]
+    every = [path for path in (f"/dev/{name}" for name in NODES) if os.path.lexists(path)]
+    return every if which == "all" else [f"/dev/{which}"]
 
 
 def make(step: str) -> None:

@@ -142,7 +142,7 @@ def _others() -> list[Fault]:
         answers("driver.kernel.wrong", "the kernel writes wrong numbers", c.conf(cuda__kernel_is_wrong="1")),
         answers("driver.memory.full", "others use all device memory: no context fits (2)", c.leave_free(0)),
         answers("driver.memory.low", "8 MiB of device memory are free", c.leave_free(8)),
-        answers("driver.memory.zero", "the device says that it has no memory", c.gpus("cuda", memory__cuda="0")),
+        answers("driver.memory.zero", "the device says that it has no memory", c.gpus("cuda", memory__shown="0")),
         answers("nvml.slow", "nvmlInit_v2 takes VALUE seconds", c.act("nvmlInit", "sleep {value}"), value="4"),
         answers(
             "nvml.memory.zero",
@@ -152,14 +152,15 @@ def _others() -> list[Fault]:
         answers("nvml.count.zero", "NVML counts no GPU, with success", c.conf(nvml__reported_count="0")),
         answers(
             "runtime.newer_than_driver",
-            "the driver speaks CUDA 12.2: libcudart.so.13 answers 35",
+            "the driver speaks CUDA 12.2, the only runtime is libcudart.so.13: 35",
+            c.remove("libcudart.so.12"),
             c.conf(driver__cuda="12020", driver__ptx="82"),
         ),
         answers(
             "runtime.layout.other",
             "cudaGetDeviceProperties writes the layout of the other CUDA major",
             _other_layout,
-            value="13",
+            value="12",
         ),
         answers(
             "runtime.layout.garbage", "cudaGetDeviceProperties succeeds and writes nothing", c.conf(runtime__layout="0")

@@ -77,15 +77,13 @@ def faults() -> list[Fault]:
             "kernel.gpu.excluded",
             "the module excludes the GPU",
             _excluded,
-            c.act("cuInit", "return 100"),
-            c.conf(nvml__reported_count="0"),
+            h.node("nvidia0", open="EPERM"),
         ),
         host_view(
             "kernel.gpu.unbound",
             "no driver is bound to the GPU",
             _unbound,
-            c.act("cuInit", "return 100"),
-            c.conf(nvml__reported_count="0"),
+            h.node("nvidia0", open="ENODEV"),
         ),
         host_view(
             "kernel.resumed",

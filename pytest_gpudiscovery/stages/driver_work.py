@@ -16,6 +16,9 @@ COPY_CALLS = ("cuMemAlloc_v2", "cuMemcpyHtoD_v2", "cuMemcpyDtoH_v2")
 KERNEL_CALLS = ("cuModuleLoadData", "cuModuleGetFunction", "cuLaunchKernel", "cuCtxSynchronize")
 DEVICE_UNAVAILABLE = 46  # CUDA_ERROR_DEVICE_UNAVAILABLE
 JIT_COMPILER_NOT_FOUND = 221  # CUDA_ERROR_JIT_COMPILER_NOT_FOUND
+ESSENTIAL_ATTRIBUTES = tuple(
+    f"cuDeviceGetAttribute({number})" for number in (16, 75, 76)
+)  # SM count, compute capability
 Seconds = Callable[[str], "float | None"]
 
 
@@ -63,7 +66,9 @@ def _identity(device: Mapping[str, Any], subject: str) -> list[Check]:
             found("driver.device.error", _facts(device, "cuDeviceGetUuid", answer), subject=subject, observed=answer)
         )
     for call, answer in calls.items():
-        if call.startswith("cuDeviceGetAttribute(") and answer.get("rc") not in (0, 1):  # 1: an attribute it lacks
+        # An older driver answers 1 for an attribute that it does not know; those that ggml asks for are in every one.
+        tolerated = (0,) if call in ESSENTIAL_ATTRIBUTES else (0, 1)
+        if call.startswith("cuDeviceGetAttribute(") and answer.get("rc") not in tolerated:
             checks.append(
                 found("driver.attribute.error", _facts(device, call, answer), subject=subject, observed=answer)
             )

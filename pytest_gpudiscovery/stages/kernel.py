@@ -7,8 +7,9 @@ from typing import Any
 
 from pytest_gpudiscovery.diagnosis.xid import KernelLog
 from pytest_gpudiscovery.model import Check, Kind, StageRecord
+from pytest_gpudiscovery.probes.kernel import expected, loaded
 from pytest_gpudiscovery.stages import kernel_driver, kernel_log, kernel_nodes
-from pytest_gpudiscovery.stages.looking import loader_env, look
+from pytest_gpudiscovery.stages.looking import in_order, loader_env, look
 from pytest_gpudiscovery.stages.spec import (
     Judgement,
     RunContext,
@@ -18,7 +19,7 @@ from pytest_gpudiscovery.stages.spec import (
     not_applicable,
     unknown,
 )
-from pytest_gpudiscovery.supervise.types import ChildResult, Probe
+from pytest_gpudiscovery.supervise.types import ChildResult, Ending, Probe
 
 SCAN_S = 2.0  # for the scan over other processes; a healthy host needs 0.02
 ROWS = ("P31", "P32", "P33", "P34", "P35", "P36", "P37", "P38", "P39", "P62", "P84", "P85", "P86", "P87")
@@ -29,18 +30,15 @@ def plan(
 ) -> tuple[str, Probe] | None:
     """Read the host's files, then open the nodes as the service's identity, then scan the other processes."""
     deadline = deadline_for(context, SPEC.name, SPEC.deadline_s)
+    somebody_else = context.setup.identity is not None
     if "look" not in results:
-        return "look", look(context, "kernel", {}, deadline, as_caller=True)
+        request = {"env": None if somebody_else else loader_env(context)}
+        return "look", look(context, "kernel", request, deadline, as_caller=True)
     seen = results["look"].answer
-    if not isinstance(seen, dict) or not kernel_driver.is_present(seen):
+    if not isinstance(seen, dict) or not loaded(seen):
         return None  # no driver: there is nothing to open and nobody who could hold it
-    if "nodes" not in results:
-        request = {
-            "env": loader_env(context),
-            "minors": sorted(gpu["minor"] for gpu in seen["proc_gpus"]["gpus"] if gpu["minor"] is not None),
-            "uvm_major": seen["devices"]["uvm"],
-        }
-        return "nodes", look(context, "nodes", request, deadline)
+    if somebody_else and "nodes" not in results:
+        return "nodes", look(context, "nodes", {"env": loader_env(context), **expected(seen)}, deadline)
     if "processes" not in results:
         return "processes", look(context, "processes", {}, min(SCAN_S * context.scale, deadline), as_caller=True)
     return None
@@ -48,12 +46,13 @@ def plan(
 
 def judge(given: StageInput) -> Judgement:
     """Judge what was seen; a part that was not reached leaves its rows out, the hang or crash stands for them."""
-    seen, opened = given.observed("look"), given.observed("nodes")
+    seen = given.observed("look")
+    opened = {**seen, **given.observed("nodes")}
     if not seen:
         return Judgement((), "nothing was seen")
     # A look that hung has said less: what it did not reach must not be taken for absent.
     complete = all(key in seen for key in ("pci", "modules", "devices", "platform", "version"))
-    present = kernel_driver.is_present(seen)
+    present = loaded(seen)
     nodes = opened.get("nodes") or []
     log = kernel_log.read(seen)
     checks = kernel_driver.judge_devices(seen, log) if complete else []
@@ -62,18 +61,19 @@ def judge(given: StageInput) -> Judgement:
         checks += kernel_driver.judge_uvm(seen, opened, healing)
         if "libraries" in opened:
             checks += kernel_driver.judge_libraries(seen, opened["libraries"], given.context.env)
-        if "nodes" in given.results:
-            checks += kernel_nodes.judge(seen, opened, healing, log, given.context.env)
+        if "nodes" in opened:
+            finished = given.results.get("nodes", given.results["look"]).ending is Ending.ANSWERED
+            checks += kernel_nodes.judge(seen, opened, healing, log, given.context.env, finished=finished)
         if "log" in seen:
             checks += kernel_log.judge(seen, log, nodes, given.results.get("processes"))
     checks += _without(checks, present or not complete)
-    return Judgement(tuple(checks), _summary(seen, nodes), _facts(seen, opened, healing, log, given))
+    return Judgement(in_order(checks), _summary(seen, nodes), _facts(seen, opened, healing, log, given))
 
 
-def _without(checks: list[Check], expected: bool) -> list[Check]:
-    """Return a check for each row that nothing was said about; EXPECTED: it would have been, had the probe gone on."""
+def _without(checks: list[Check], due: bool) -> list[Check]:
+    """Return a check for each row that nothing was said about; DUE: it would have been, had the probe gone on."""
     rows = [row for row in ROWS if row not in {check.prerequisite for check in checks}]
-    if expected:
+    if due:
         return [unknown(row, "not reached: the probe ended before", Kind.RISK) for row in rows]
     kinds = {"P39": Kind.RISK, "P86": Kind.OBSERVABILITY, "P87": Kind.OBSERVABILITY}
     return [not_applicable(row, "no NVIDIA driver is loaded", kinds.get(row, Kind.BLOCKING)) for row in rows]

@@ -7,6 +7,7 @@ from typing import Any
 
 from pytest_gpudiscovery.diagnosis.xid import KernelLog
 from pytest_gpudiscovery.model import Check, Kind, Severity
+from pytest_gpudiscovery.probes.kernel import loaded
 from pytest_gpudiscovery.stages.spec import found, not_applicable, passed, unknown
 
 Seen = Mapping[str, Any]
@@ -38,20 +39,6 @@ def _functions(seen: Seen) -> list[Mapping[str, Any]]:
     return physical or functions
 
 
-def is_present(seen: Seen) -> bool:
-    """Return whether anything shows that NVIDIA's module is loaded: /proc/driver, /sys/module, /proc/devices, nodes.
-
-    Several, because each of them can be hidden on a host where CUDA works (measured: /proc/driver and /sys hidden).
-    """
-    return bool(
-        (seen.get("version") or {}).get("version")
-        or "nvidia" in (seen.get("modules") or {})
-        or (seen.get("devices") or {}).get("nvidia")
-        or (seen.get("proc_gpus") or {}).get("gpus")
-        or ((seen.get("devices") or {}).get("nvidia") is None and seen.get("dev"))
-    )
-
-
 def module_version(seen: Seen) -> str | None:
     """Return the module's version from /proc/driver/nvidia/version, else from /sys/module/nvidia/version."""
     said = (seen.get("version") or {}).get("version")
@@ -73,7 +60,7 @@ def judge_devices(seen: Seen, log: KernelLog) -> list[Check]:
     """Judge P85 (the bus) and P31 (the module)."""
     functions, platform = _functions(seen), seen.get("platform") or {}
     bound = (seen.get("proc_gpus") or {}).get("gpus", [])
-    present, errno = is_present(seen), (seen.get("pci") or {}).get("errno")
+    present, errno = loaded(seen), (seen.get("pci") or {}).get("errno")
     module = _module(seen, log, functions, present, platform)
     if platform.get("wsl") or platform.get("tegra"):
         where = "WSL" if platform.get("wsl") else "a Tegra board"
@@ -168,6 +155,9 @@ def judge_libraries(seen: Seen, libraries: list[Mapping[str, Any]], env: Mapping
         checks.append(passed("P37", reason=f"{cuda['path']} ({cuda['rule']})", observed=[dict(cuda), dict(nvml)]))
         if not nvml.get("path"):
             checks.append(found("kernel.user_space.no_nvml", {}))
+    elif cuda.get("passed_over"):
+        first = cuda["passed_over"][0]
+        checks.append(found("kernel.user_space.unusable", {**facts, **first}, observed=cuda["passed_over"]))
     elif cuda.get("elsewhere"):
         checks.append(found("kernel.user_space.out_of_sight", facts, observed=cuda["elsewhere"]))
     else:

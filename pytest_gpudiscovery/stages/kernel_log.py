@@ -35,7 +35,7 @@ def judge(seen: Seen, log: KernelLog, nodes: list[Mapping[str, Any]], processes:
         checks.append(unknown("P86", reason, Kind.OBSERVABILITY))
     else:
         lines = len((seen.get("log") or {}).get("lines") or [])
-        checks.append(passed("P86", Kind.OBSERVABILITY, observed={"lines": lines, "loaded_at": log.loaded_at}))
+        checks.append(passed("P86", Kind.OBSERVABILITY, observed={"lines": lines, "driver": log.loaded_version}))
     if log.resumed_at is not None and log.since_load(log.resumed_at):
         checks.append(found("kernel.resume.since_load", {"age": words(log.age(log.resumed_at))}))
     else:

@@ -82,13 +82,8 @@ def state(node: Mapping[str, Any], identity: Mapping[str, Any], excluded: set[in
         for key, want in zip(("major", "minor"), node["expected"], strict=False)
     ):
         return "wrong_number"
-    return {
-        "ok": OK,
-        "ENXIO": "no_driver",
-        "ENODEV": "gone",
-        "EIO": "init_failed",
-        "EBUSY": "busy",
-    }.get(str(answer), "open_failed")
+    of_a_gpu = {"ENODEV": "gone", "EIO": "init_failed", "EBUSY": "busy"} if node["path"] not in (CONTROL, UVM) else {}
+    return {"ok": OK, "ENXIO": "no_driver", **of_a_gpu}.get(str(answer), "open_failed")
 
 
 def mode_allows(status: Mapping[str, Any], identity: Mapping[str, Any]) -> bool:
@@ -109,8 +104,13 @@ def states(nodes: list[Mapping[str, Any]], seen: Seen, identity: Mapping[str, An
     return {node["path"]: state(node, identity or {}, excluded) for node in nodes}
 
 
-def judge(seen: Seen, opened: Seen, healer: str | None, log: KernelLog, env: Mapping[str, str]) -> list[Check]:
-    """Judge every node; a GPU's own node blocks only when no GPU has a good one."""
+def judge(
+    seen: Seen, opened: Seen, healer: str | None, log: KernelLog, env: Mapping[str, str], *, finished: bool = True
+) -> list[Check]:
+    """Judge every node; a GPU's own node blocks only when no GPU has a good one.
+
+    FINISHED False: the probe hung in one of them, so the nodes after it are not absent but were not reached.
+    """
     nodes, identity = opened.get("nodes") or [], opened.get("identity") or {}
     if not nodes:
         return []
@@ -139,7 +139,7 @@ def judge(seen: Seen, opened: Seen, healer: str | None, log: KernelLog, env: Map
             )
         )
     broken = [path for path, what in known.items() if what in HEALABLE]
-    if not minors:  # /proc/driver/nvidia names no GPU and /dev holds none: the first one stands for all
+    if not minors and finished:  # /proc/driver/nvidia names no GPU and /dev holds none: the first one stands for all
         broken.append("/dev/nvidia0")
         facts = {"path": "/dev/nvidia0", "healing": HEALED.get(healer or "", "")}
         checks.append(found("kernel.node.missing", facts, severity=Severity.WARNING if healer else None))

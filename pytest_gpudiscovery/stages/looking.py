@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from pytest_gpudiscovery.diagnosis import catalogue
+from pytest_gpudiscovery.model import Check
 from pytest_gpudiscovery.stages.spec import RunContext
 from pytest_gpudiscovery.supervise.types import Probe
 
@@ -30,6 +32,24 @@ def look(
     )
     env = {name: value for name, value in context.env.items() if name not in INJECTED}
     return Probe(module, {"view": dict(context.view), **request}, env, deadline_s, context.cwd, setup)
+
+
+def in_order(checks: Iterable[Check]) -> tuple[Check, ...]:
+    """Return CHECKS with findings first, nearest to the root first (the catalogue's rank), then the others by row.
+
+    The first failed check words the stage's line in every report.
+    """
+    known = catalogue.causes()
+    return tuple(
+        sorted(
+            checks,
+            key=lambda check: (
+                check.finding is None,
+                known[check.finding.cause].rank if check.finding else 0,
+                check.prerequisite if check.finding is None else "",
+            ),
+        )
+    )
 
 
 def loader_env(context: RunContext) -> dict[str, str]:

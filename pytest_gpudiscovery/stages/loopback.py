@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pytest_gpudiscovery.model import Check, Kind, StageRecord
+from pytest_gpudiscovery.stages.looking import in_order
 from pytest_gpudiscovery.stages.spec import (
     Judgement,
     RunContext,
@@ -54,7 +55,7 @@ def judge(given: StageInput) -> Judgement:
     checks = [*_bind(seen), *_resolve(seen), *_tcp(seen), *_ports(seen), *_tmp(seen, given)]
     resolved = seen.get("resolve") or {}
     summary = f"port {seen['bind']['port']} bound, localhost in {1000 * resolved.get('seconds', 0):.0f} ms"
-    return Judgement(tuple(checks), summary, {"resolve": seen.get("resolve"), "tmp": seen.get("tmp")})
+    return Judgement(in_order(checks), summary, {"resolve": seen.get("resolve"), "tmp": seen.get("tmp")})
 
 
 def _bind(seen: Mapping[str, Any]) -> list[Check]:
@@ -72,8 +73,13 @@ def _is_down(lo: Mapping[str, Any]) -> bool:
         flags: int | None = int(str(lo.get("flags") or ""), 16)
     except ValueError:
         flags = None
+    asked = lo.get("ifr_flags")
     # operstate of a loopback interface that is up is "unknown"
-    return lo.get("operstate") == "down" or (flags is not None and not flags & IFF_UP)
+    return (
+        lo.get("operstate") == "down"
+        or (flags is not None and not flags & IFF_UP)
+        or (isinstance(asked, int) and not asked & IFF_UP)
+    )
 
 
 def _resolve(seen: Mapping[str, Any]) -> list[Check]:
@@ -130,6 +136,8 @@ def _tmp(seen: Mapping[str, Any], given: StageInput) -> list[Check]:
         identity = given.context.setup.identity
         facts = {**answer, "uid": identity.uid if identity else given.context.adopted.get("uid", "?")}
         cause = TMP_CAUSES.get(answer["errno"], "loopback.tmp.failed")
+        if cause == "loopback.tmp.missing" and answer.get("is_dir"):
+            cause = "loopback.tmp.failed"  # a pseudo file system takes no files and says ENOENT
         return [found(cause, facts, expected="a file", observed=answer["errno"])]
     return [passed("P21", observed=answer)]
 
@@ -145,7 +153,9 @@ SPEC = StageSpec(
     judge=judge,
     hang_causes={
         "resolve localhost": "loopback.localhost.hang",
+        # No step was open: the last one, which has no limit of its own, ended together with the deadline.
+        "the loopback probe": "loopback.localhost.hang",
         "write a file": "loopback.tmp.hang",
-        "": "loopback.tcp.hang",
+        "tcp 127.0.0.1": "loopback.tcp.hang",
     },
 )

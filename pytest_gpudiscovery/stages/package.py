@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pytest_gpudiscovery.model import Check, Kind, Severity, StageRecord
-from pytest_gpudiscovery.stages.looking import loader_env, look
+from pytest_gpudiscovery.stages.looking import in_order, loader_env, look
 from pytest_gpudiscovery.stages.spec import (
     Judgement,
     RunContext,
@@ -59,7 +59,7 @@ def judge(given: StageInput) -> Judgement:
     judged = {check.prerequisite for check in checks}
     checks += [not_applicable(row, "there is no GPU directory") for row in ROWS if row not in judged]
     names = ", ".join(item["name"] for item in directories) or "no CUDA directory"
-    return Judgement(tuple(checks), f"{binary['path']}: {names}", _facts(seen))
+    return Judgement(in_order(checks), f"{binary['path']}: {names}", _facts(seen))
 
 
 def _no_ollama(given: StageInput, binary: Mapping[str, Any], seen: Mapping[str, Any]) -> Judgement:

@@ -167,7 +167,12 @@ def judge(given: StageInput) -> Judgement:
         ],
         "views": views({target.name: (seen, target.major) for target, _, seen in judged}),
     }
+    if forced is None and not good and any(result.ending in CRASH_ENDINGS for result in given.results.values()):
+        forced = Outcome.CRASHED  # no library is left that works, and this one took its process with it
     return Judgement(tuple(checks), _summary(judged, good), facts, outcome=forced)
+
+
+CRASH_ENDINGS = (Ending.SIGNALLED, Ending.EXITED, Ending.NO_ANSWER)
 
 
 def _forced(result: ChildResult) -> Outcome | None:
@@ -214,7 +219,8 @@ def _summary(judged: list[tuple[Target, list[Check], Mapping[str, Any]]], good: 
     words = []
     for target, _, seen in judged:
         version = integer(seen.get("runtime_version")) or 0
-        state = f"{integer(seen.get('count')) or 0} GPUs" if target.name in good else "does not cover every GPU"
+        count = integer(seen.get("count")) or 0
+        state = f"{count} GPU{'s' * (count != 1)}" if target.name in good else "does not cover every GPU"
         words.append(f"{posixpath.basename(target.name)} (CUDA {version // 1000}.{version % 1000 // 10}): {state}")
     return "; ".join(words)
 

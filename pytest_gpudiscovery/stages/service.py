@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pytest_gpudiscovery.model import Check, Kind, Severity, StageRecord
-from pytest_gpudiscovery.stages.looking import loader_env, look
+from pytest_gpudiscovery.stages.looking import in_order, loader_env, look
 from pytest_gpudiscovery.stages.service_env import judge_environment
 from pytest_gpudiscovery.stages.spec import (
     Judgement,
@@ -75,7 +75,7 @@ def judge(given: StageInput) -> Judgement:
     identity = seen["identity"]
     groups = ",".join(str(group) for group in identity["groups"]) or "none"
     summary = f"uid {identity['uid']}, gid {identity['gid']}, groups {groups}; {len(seen['preload'])} preloaded"
-    return Judgement(tuple(checks), summary, _facts(seen))
+    return Judgement(in_order(checks), summary, _facts(seen))
 
 
 def _preload(seen: Mapping[str, Any], result: ChildResult | None, given: StageInput) -> list[Check]:
@@ -84,13 +84,13 @@ def _preload(seen: Mapping[str, Any], result: ChildResult | None, given: StageIn
     for item in seen["preload"]:
         if _base(item) in really:
             continue
-        facts = {"name": item["name"], "source": item["source"], "problem": item["elf"].get("problem")}
+        facts = {"name": item["name"], "base": _base(item), "source": item["source"]}
+        facts["problem"] = item["elf"].get("problem") or item["elf"].get("errno")
         if item["token"]:
             checks.append(unknown("P10", f"{item['name']}: ld.so's tokens are not expanded here", Kind.OBSERVABILITY))
         elif item["elf"].get("errno") == "ENOENT":
             checks.append(found("service.preload.missing", facts, observed=item["path"]))
         elif "errno" in item["elf"] or "problem" in item["elf"]:
-            facts["problem"] = facts["problem"] or item["elf"]["errno"]
             checks.append(found("service.preload.unusable", facts, observed=item["path"]))
     if seen["ld_so_preload"]["errno"] not in (None, "ENOENT"):
         reason = f"/etc/ld.so.preload cannot be read: {seen['ld_so_preload']['errno']}"

@@ -19,14 +19,15 @@ CONTAINER_NONE = ("", "none")
 NO_OLLAMA = "there is no Ollama on this host"
 
 
-def left(visible: Visible, uuids: Sequence[str | None], mig: bool) -> tuple[int | None, str]:
+def left(visible: Visible, uuids: Sequence[str | None], mig: bool | None) -> tuple[int | None, str]:
     """Return how many GPUs VISIBLE leaves (None: only the driver can tell) and why not more.
 
-    UUIDS are those of the host's GPUs, None for one that does not say; [] when the GPUs are not known.
+    UUIDS are those of the host's GPUs, None for one that does not say; [] when the GPUs are not known. MIG says
+    whether the host has MIG instances, None when that is hidden.
     """
     if visible.hides_everything:
         return 0, "the variable is set and empty" if not visible.value else f"entry {visible.ended_at!r} is no GPU"
-    if mig or any(name.startswith("mig-") for name in visible.uuids):
+    if mig or (mig is None and any(name.startswith("mig-") for name in visible.uuids)):
         return None, "MIG instances are counted, which only the driver knows"
     if not uuids or (visible.uuids and None in uuids):
         return None, "the GPUs of this host are not known yet"
@@ -36,6 +37,8 @@ def left(visible: Visible, uuids: Sequence[str | None], mig: bool) -> tuple[int 
             return shown, f"entry {str(index)!r} is beyond the {len(uuids)} GPU(s) of this host"
         shown += 1
     for name in visible.uuids:
+        if name.startswith("mig-"):
+            return shown, f"entry {name!r} is a MIG instance, of which this host has none"
         if sum(str(uuid).lower().startswith(name) for uuid in uuids) != 1:
             return shown, f"entry {name!r} is the beginning of no GPU's UUID, or of several"
         shown += 1
@@ -68,7 +71,7 @@ def _visible(seen: Mapping[str, Any], env: Mapping[str, str]) -> list[Check]:
     if visible.value is None:
         return checks or [passed("P14", reason="CUDA_VISIBLE_DEVICES is not set")]
     uuids = [gpu.get("uuid") for gpu in seen["gpus"]]
-    shown, reason = left(visible, uuids, bool(seen.get("mig")))
+    shown, reason = left(visible, uuids, seen.get("mig"))
     value = visible.value
     facts = {"value": value or '""', "reason": reason, "shown": shown, "count": len(uuids)}
     if shown is None:

@@ -16,7 +16,7 @@ from typing import Any
 from pytest_gpudiscovery.supervise.types import Probe
 
 ROOT = Path(__file__).resolve().parent.parent
-SHIPPED = ("probes",)  # packages of pytest_gpudiscovery whose modules a probe may import
+SHIPPED = ("probes", "loader")  # packages of pytest_gpudiscovery whose modules a probe may import
 
 # What `ps` shows; everything else is in the memfd. argv: memfd number, probe name[, interpreters tried so far].
 STUB = (

@@ -46,11 +46,14 @@ class Runner:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.log = directory / "probes.log"
+        self.temporary = directory / "tmp"  # also keeps what a killed run leaves behind out of /tmp
+        self.temporary.mkdir(exist_ok=True)
 
     def environment(self, **changes: str) -> dict[str, str]:
         """Return the environment of a run: nothing of the outer pytest, no plugin but those that are named."""
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "GPU_DISCOVERY_", "FAKE_"))}
         base = {"PYTHONPATH": str(HERE), "FAKE_LOG": str(self.log), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+        base["TMPDIR"] = str(self.temporary)
         return {**kept, **base, **changes}
 
     def command(self, *arguments: str, plugins: tuple[str, ...] = ("pytest_timeout",)) -> list[str]:

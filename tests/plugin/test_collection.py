@@ -127,3 +127,17 @@ def test_the_belt_is_put_around_items_and_only_when_there(gate: Runner) -> None:
     assert without.code == 0
     assert any("pytest-timeout is not loaded" in note for note in without.verdict["notes"])
     assert any("pytest-xdist is switched off" in note for note in without.verdict["notes"])
+
+
+def test_listing_fixtures_runs_nothing(gate: Runner) -> None:
+    ended = gate("--fixtures")
+    assert ended.code == 0
+    assert "gpu_verdict [session scope]" in ended.out
+    assert ended.ran == ()
+    assert ended.verdict == {}
+
+
+def test_a_run_without_pytest_s_terminal(gate: Runner) -> None:
+    ended = gate("-p", "no:terminal", stages="driver=fail")
+    assert ended.code == 1
+    assert ended.last == "gpu-discovery: BLOCKED at 06 driver: driver was told to fail (exit 1)"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_gpudiscovery.options import (
@@ -85,6 +85,7 @@ def test_every_option_is_known_to_these_tests() -> None:
 
 
 @pytest.mark.parametrize("option", USABLE, ids=lambda option: option.name)
+@settings(deadline=None)  # a loaded machine is no defect
 @given(st.booleans(), st.booleans(), st.booleans())
 def test_command_line_before_environment_before_ini(option: Option, line: bool, env: bool, ini: bool) -> None:
     first, second, third = GOOD[option.name]
@@ -198,6 +199,7 @@ def test_stage_timeouts_and_scale() -> None:
     )
 
 
+@settings(deadline=None)  # a loaded machine is no defect
 @given(st.text(max_size=30))
 def test_seconds_are_a_sane_number_or_refused(text: str) -> None:
     settings, said = attempt({"gpu_deadline": text})
@@ -209,6 +211,7 @@ def test_seconds_are_a_sane_number_or_refused(text: str) -> None:
         assert 0 < settings.deadline <= SECONDS_LIMIT
 
 
+@settings(deadline=None)  # a loaded machine is no defect
 @given(st.sampled_from(OPTIONS), st.text(max_size=40))
 def test_no_value_whatever_is_a_traceback(option: Option, text: str) -> None:
     for command_line, environment in (({option.name: parsed(option, text)}, {}), ({}, {option.variable: text})):

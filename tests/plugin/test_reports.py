@@ -295,3 +295,21 @@ def test_progress_on_a_terminal(gate: Runner) -> None:
     after = text[text.rindex(" s of 4 s") :]
     assert "\r\x1b[K" in after
     assert "timed out" in after
+
+
+def test_the_report_directory(gate: Runner) -> None:
+    ended = gate("-q", stages="driver=hang")
+    assert not list(gate.temporary.iterdir()), "the run's own directory is gone"
+    report = ended.directory / "gpu-discovery-report"
+    assert {path.name for path in report.iterdir()} >= {"verdict.json", "report.html", "evidence"}
+    assert "driver call did not return" in (report / "report.html").read_text(encoding="utf-8")
+    assert "could not be written" not in ended.out
+
+
+def test_a_report_that_fails_costs_no_verdict(gate: Runner) -> None:
+    (gate.directory / "gpu-discovery-report" / "report.html").mkdir(parents=True)
+    ended = gate(stages="driver=fail")
+    assert ended.code == 1
+    assert "the html report could not be written" in ended.out
+    assert ended.verdict["verdict"] == "blocked"
+    assert ended.last.startswith("gpu-discovery: BLOCKED at 06 driver")

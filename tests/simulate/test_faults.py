@@ -83,6 +83,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "kernel.module.missing": {"nvmlInit": 9, "cuInit": 100, "runtime": 100},
     "kernel.module.version": {"nvmlInit": 18, "cuInit": 803},
     "kernel.uvm.missing": {"nvmlInit": 0, "cuInit": 999, "runtime": 999},
+    "kernel.gpu.excluded": {"nvmlInit": 0, "nvmlCount": 0, "cuInit": 100},
     "kernel.gpu.fallen": {"nvmlInit": 0, "handle": 15, "cuInit": 100},
     "mig.no_instances": {"nvmlInit": 0, "nvmlCount": 1, "cuInit": 100},
     "compute.prohibited": {"cuInit": 0, "count": 1, "context": 46},

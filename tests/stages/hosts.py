@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import importlib
 import json
 import os
-from pathlib import Path
+import tempfile
 from typing import Any
 
 from pytest_gpudiscovery.outcome import Conclusion, conclude
@@ -119,17 +121,32 @@ def library(directory: str, name: str, version: str = VERSION) -> Entries:
     }
 
 
-def context(tmp_path: Path, entries: Entries | None, **changes: Any) -> RunContext:
+def record(entries: Entries) -> str:
+    """Write ENTRIES as a recording that any user may read, for as long as this process lives; return its path.
+
+    Not below pytest's tmp_path: every pytest that starts closes that tree to other users again.
+    """
+    handle, path = tempfile.mkstemp(dir=_public(), suffix=".json")
+    with open(handle, "w", encoding="utf-8") as recording:
+        json.dump({"entries": entries}, recording)
+    os.chmod(path, 0o644)
+    return path
+
+
+@functools.cache
+def _public() -> str:
+    folder = tempfile.TemporaryDirectory(prefix="recorded-hosts-")
+    atexit.register(folder.cleanup)
+    os.chmod(folder.name, 0o755)
+    return folder.name
+
+
+def context(entries: Entries | None, **changes: Any) -> RunContext:
     """Return a context over ENTRIES (None: this machine), with the H100 host's library path."""
     env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LD_LIBRARY_PATH": LIBRARIES, **changes.pop("env", {})}
     view: dict[str, Any] = {"kind": "live"}
     if entries is not None:
-        recording = tmp_path / "host.json"
-        recording.write_text(json.dumps({"entries": entries}), encoding="utf-8")
-        for folder in (tmp_path, *tmp_path.parents):
-            if folder.stat().st_uid == 0 and str(folder).startswith("/tmp/"):  # an unprivileged probe reads it too
-                folder.chmod(0o755)
-        view = {"kind": "recorded", "path": str(recording)}
+        view = {"kind": "recorded", "path": record(entries)}
     return fakes.context(view=view, env=env, **changes)
 
 
@@ -169,9 +186,7 @@ def causes(said: Conclusion, outcome: str | None = None) -> list[str]:
     ]
 
 
-def in_process(
-    spec: StageSpec, given: RunContext, prior: dict[str, Any] | None = None, seconds: float = 0.0
-) -> dict[str, ChildResult]:
+def in_process(spec: StageSpec, given: RunContext, prior: dict[str, Any] | None = None) -> dict[str, ChildResult]:
     """Run SPEC's probes in this process, as ordinary functions; only for probes that read a recorded view."""
     results: dict[str, ChildResult] = {}
     with open(os.devnull, "wb") as sink:
@@ -180,5 +195,5 @@ def in_process(
             name, probe = planned
             module = importlib.import_module(f"pytest_gpudiscovery.probes.{probe.module}")
             answer = json.loads(json.dumps(module.probe(dict(probe.request), journal)))
-            results[name] = fakes.result(answer=answer, duration_s=seconds)
+            results[name] = fakes.result(answer=answer)
     return results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ NODES = ("/dev/nvidia0", "/dev/nvidiactl", "/dev/nvidia-uvm")
 SECOND = "0000:00:07.0"
 SECOND_UUID = "GPU-11111111-1111-1111-1111-111111111111"
 NODEV = "22 1 0:21 / / rw - overlay overlay rw\n23 22 0:6 / /dev rw,nosuid,nodev - tmpfs tmpfs rw\n"
+ARM = base64.b64encode(b"\x7fELF\x02\x01\x01" + bytes(9) + b"\x03\x00\x28\x00" + bytes(44)).decode()
 MODPROBE = {"/usr/bin/nvidia-modprobe": hosts.file("\x7fELF", 0o4755)}
 NO_DRIVER: dict[str, Any] = {
     **dict.fromkeys(NODES),
@@ -50,10 +52,10 @@ def bound_to(driver: str) -> dict[str, Any]:
     return {f"{hosts.PCI}/driver": {"type": "link", "target": f"../../../bus/pci/drivers/{driver}"}}
 
 
-def conclude(tmp_path: Path, changes: dict[str, Any], who: str, **context: Any) -> Conclusion:
+def conclude(changes: dict[str, Any], who: str, **context: Any) -> Conclusion:
     """Run the stage over the H100 host with CHANGES as WHO."""
     setup = Setup(identity=Identity(65534, 65534)) if who == USER and os.geteuid() == 0 else Setup()
-    return hosts.conclusion(SPEC, hosts.context(tmp_path, hosts.h100(**changes), setup=setup, **context))
+    return hosts.conclusion(SPEC, hosts.context(hosts.h100(**changes), setup=setup, **context))
 
 
 def people() -> list[Any]:
@@ -62,8 +64,8 @@ def people() -> list[Any]:
 
 
 @pytest.mark.parametrize("who", people())
-def test_a_healthy_host_passes_every_row(tmp_path: Path, who: str) -> None:
-    said = conclude(tmp_path, {}, who)
+def test_a_healthy_host_passes_every_row(who: str) -> None:
+    said = conclude({}, who)
     assert said.outcome is Outcome.PASSED
     assert said.summary == "1 GPU, driver 580.159.04 (open module), 3 of 3 nodes open"
     assert {check.prerequisite for check in said.checks} == set(ROWS)
@@ -118,6 +120,7 @@ BLOCKING = [
     ("init fails", {"/dev/nvidia0": hosts.node(195, 0, open="EIO")}, ROOT, {"kernel.gpu.init_failed"}),
     ("GPU lost", {"/dev/nvidia0": hosts.node(195, 0, open="ENODEV")}, USER, {"kernel.gpu.gone"}),
     ("GPU reserved", {"/dev/nvidia0": hosts.node(195, 0, open="EBUSY")}, USER, {"kernel.gpu.busy"}),
+    ("control node EIO", {"/dev/nvidiactl": hosts.node(195, 255, open="EIO")}, ROOT, {"kernel.node.open_failed"}),
     ("odd errno", {"/dev/nvidiactl": hosts.node(195, 255, open="ENOMEM")}, USER, {"kernel.node.open_failed"}),
     ("uvm module missing", NO_UVM, USER, {"kernel.uvm.not_loaded", "kernel.node.missing"}),
     (
@@ -125,6 +128,24 @@ BLOCKING = [
         {path: None for path in hosts.h100() if path.startswith(hosts.LIBRARIES)},
         USER,
         {"kernel.user_space.missing"},
+    ),
+    (
+        "libcuda for another machine",
+        {f"{hosts.LIBRARIES}/libcuda.so.{hosts.VERSION}": {"type": "file", "mode": 0o644, "b64": ARM}},
+        USER,
+        {"kernel.user_space.unusable"},
+    ),
+    (
+        "libcuda that may not be read",
+        {f"{hosts.LIBRARIES}/libcuda.so.{hosts.VERSION}": hosts.file(mode=0o600, size=96_000_000)},
+        USER,
+        {"kernel.user_space.unusable"},
+    ),
+    (
+        "a dangling libcuda",
+        {f"{hosts.LIBRARIES}/libcuda.so.{hosts.VERSION}": None},
+        USER,
+        {"kernel.user_space.unusable"},
     ),
     (
         "another libcuda",
@@ -158,12 +179,10 @@ BLOCKING = [
 
 
 @pytest.mark.parametrize(("name", "changes", "who", "expected"), BLOCKING, ids=[f"{r[0]}-{r[2]}" for r in BLOCKING])
-def test_a_blocking_fault_is_named(
-    tmp_path: Path, name: str, changes: dict[str, Any], who: str, expected: set[str]
-) -> None:
+def test_a_blocking_fault_is_named(name: str, changes: dict[str, Any], who: str, expected: set[str]) -> None:
     if who == ROOT and os.geteuid() != 0:
         pytest.skip("needs root")
-    said = conclude(tmp_path, changes, who)
+    said = conclude(changes, who)
     assert set(hosts.causes(said, "failed")) == expected, (name, said.outcome, said.evidence)
     assert said.outcome is Outcome.FAILED
     assert all(check.kind is Kind.BLOCKING for check in said.checks if check.outcome is CheckOutcome.FAILED)
@@ -228,12 +247,10 @@ WARNED = [
 
 
 @pytest.mark.parametrize(("name", "changes", "who", "expected"), WARNED, ids=[f"{r[0]}-{r[2]}" for r in WARNED])
-def test_what_does_not_stop_discovery_warns(
-    tmp_path: Path, name: str, changes: dict[str, Any], who: str, expected: set[str]
-) -> None:
+def test_what_does_not_stop_discovery_warns(name: str, changes: dict[str, Any], who: str, expected: set[str]) -> None:
     if who == ROOT and os.geteuid() != 0:
         pytest.skip("needs root")
-    said = conclude(tmp_path, changes, who)
+    said = conclude(changes, who)
     assert expected <= set(hosts.causes(said, "warned")), name
     assert hosts.causes(said, "failed") == []
     assert said.outcome is Outcome.WARNED
@@ -250,40 +267,40 @@ def test_what_does_not_stop_discovery_warns(
     ],
     ids=["version hidden", "PCI hidden", "sys hidden", "proc gpus hidden", "little things hidden"],
 )
-def test_hidden_files_do_not_block_a_host_on_which_cuda_works(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_hidden_files_do_not_block_a_host_on_which_cuda_works(changes: dict[str, Any]) -> None:
     # Measured on an H100: with /proc/driver or /sys hidden NVML and CUDA go on as before.
-    said = conclude(tmp_path, changes, USER)
+    said = conclude(changes, USER)
     assert hosts.causes(said, "failed") == []
     assert said.outcome in (Outcome.PASSED, Outcome.WARNED)
 
 
-def test_an_unreadable_kernel_log_is_unknown_and_nothing_else(tmp_path: Path) -> None:
-    said = conclude(tmp_path, {"/dev/kmsg": {"type": "error", "errno": "EPERM"}}, USER)
+def test_an_unreadable_kernel_log_is_unknown_and_nothing_else() -> None:
+    said = conclude({"/dev/kmsg": {"type": "error", "errno": "EPERM"}}, USER)
     log = [check for check in said.checks if check.prerequisite == "P86"]
     assert [(check.outcome, check.kind) for check in log] == [(CheckOutcome.UNKNOWN, Kind.OBSERVABILITY)]
     assert "EPERM" in log[0].reason
     assert said.outcome is Outcome.PASSED
 
 
-def test_an_old_fatal_xid_before_the_last_driver_load_is_history(tmp_path: Path) -> None:
+def test_an_old_fatal_xid_before_the_last_driver_load_is_history() -> None:
     kmsg = hosts.kmsg(at=5.0)
     kmsg["text"] = "4,1,1000000,-;NVRM: Xid (PCI:0000:00:06): 79, GPU has fallen off the bus.\n" + kmsg["text"]
-    said = conclude(tmp_path, {"/dev/kmsg": kmsg}, ROOT if os.geteuid() == 0 else USER)
+    said = conclude({"/dev/kmsg": kmsg}, ROOT if os.geteuid() == 0 else USER)
     assert said.outcome is Outcome.PASSED
     assert said.facts["xids"] == []
 
 
-def test_an_application_error_is_a_note(tmp_path: Path) -> None:
+def test_an_application_error_is_a_note() -> None:
     line = "NVRM: Xid (PCI:0000:00:06): 31, pid=77, name=python, Ch 00000008, MMU Fault"
-    said = conclude(tmp_path, {"/dev/kmsg": hosts.kmsg(line, line)}, ROOT if os.geteuid() == 0 else USER)
+    said = conclude({"/dev/kmsg": hosts.kmsg(line, line)}, ROOT if os.geteuid() == 0 else USER)
     assert said.outcome is Outcome.PASSED
     assert hosts.causes(said, "passed") == ["kernel.xid.application"]
     assert [xid["code"] for xid in said.facts["xids"]] == [31, 31]
 
 
-def test_one_good_gpu_of_two_is_enough_for_the_nodes(tmp_path: Path) -> None:
+def test_one_good_gpu_of_two_is_enough_for_the_nodes() -> None:
     two = {**hosts.gpu(SECOND, 1, SECOND_UUID), "/dev/nvidia1": hosts.node(195, 1, 0o600)}
-    said = conclude(tmp_path, two, USER)
+    said = conclude(two, USER)
     assert said.outcome is Outcome.WARNED
     bad = [check for check in said.checks if check.finding is not None]
     assert [(check.subject, check.finding and check.finding.cause) for check in bad] == [
@@ -292,30 +309,30 @@ def test_one_good_gpu_of_two_is_enough_for_the_nodes(tmp_path: Path) -> None:
     assert len(said.facts["gpus"]) == 2
 
 
-def test_a_container_without_devices_says_how_it_was_started(tmp_path: Path) -> None:
+def test_a_container_without_devices_says_how_it_was_started() -> None:
     changes = {**dict.fromkeys(NODES), "/.dockerenv": hosts.file()}
-    said = conclude(tmp_path, changes, USER, env={"NVIDIA_VISIBLE_DEVICES": "none"})
+    said = conclude(changes, USER, env={"NVIDIA_VISIBLE_DEVICES": "none"})
     assert "kernel.container.no_devices" in hosts.causes(said, "failed")
     finding = next(check.finding for check in said.checks if check.finding)
     assert finding is not None
     assert "NVIDIA_VISIBLE_DEVICES=none" in finding.detail
 
 
-def test_forward_compatibility_is_not_called_a_mismatch(tmp_path: Path) -> None:
+def test_forward_compatibility_is_not_called_a_mismatch() -> None:
     compat = hosts.library("/usr/local/cuda/compat", "libcuda.so", "590.44.01")
     path = f"/usr/local/cuda/compat:{hosts.LIBRARIES}"
-    said = conclude(tmp_path, compat, USER, env={"LD_LIBRARY_PATH": path})
+    said = conclude(compat, USER, env={"LD_LIBRARY_PATH": path})
     assert hosts.causes(said) == ["kernel.version.compat"]
     assert said.outcome is Outcome.WARNED
 
 
-def test_this_machine_without_a_gpu_says_so_clearly(tmp_path: Path) -> None:
+def test_this_machine_without_a_gpu_says_so_clearly() -> None:
     if Path("/proc/driver/nvidia/version").exists() or any(
         (device / "vendor").read_text().strip() == "0x10de" for device in Path("/sys/bus/pci/devices").glob("*")
     ):
         pytest.skip("this machine has an NVIDIA GPU")
     for setup in (Setup(), Setup(identity=Identity(65534, 65534)) if os.geteuid() == 0 else Setup()):
-        said = hosts.conclusion(SPEC, hosts.context(tmp_path, None, setup=setup))
+        said = hosts.conclusion(SPEC, hosts.context(None, setup=setup))
         assert said.outcome is Outcome.FAILED
         assert said.summary == "no NVIDIA GPU on the PCI bus"
         assert hosts.causes(said) == ["kernel.pci.none"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import os
@@ -62,9 +63,9 @@ def test_no_content_of_any_file_makes_the_stage_raise(changes: dict[str, Any]) -
 
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ChildResult]:
-    """What the probes answer on a healthy host."""
+    """What the probes answer on a healthy host, asked as another user: three probes."""
     context = record(hosts.h100(), str(tmp_path_factory.mktemp("host")))
-    return hosts.in_process(SPEC, context)
+    return hosts.in_process(SPEC, dataclasses.replace(context, setup=Setup(identity=Identity(65534, 65534))))
 
 
 @settings(max_examples=100, deadline=None)
@@ -90,6 +91,16 @@ def test_an_answer_that_stops_anywhere_is_judged(healthy: dict[str, ChildResult]
         assert hosts.causes(said, "failed") == ["kernel.node.open_hang"]
 
 
+def test_a_node_after_the_one_that_hangs_is_not_called_missing(healthy: dict[str, ChildResult]) -> None:
+    answer = healthy["nodes"].answer
+    observed = {**answer, "nodes": answer["nodes"][:2]}  # nvidiactl and nvidia-uvm
+    hung = fakes.hang("open /dev/nvidia0", observed=observed)
+    said = hosts.judged(SPEC, fakes.context(), {"look": healthy["look"], "nodes": hung})
+    assert hosts.causes(said) == ["kernel.node.open_hang"]
+    one = fakes.hang("open /dev/nvidia0", observed={**healthy["look"].answer, **observed})
+    assert hosts.causes(hosts.judged(SPEC, fakes.context(), {"look": one})) == ["kernel.node.open_hang"]
+
+
 @pytest.mark.parametrize(
     ("step", "cause"),
     [
@@ -110,7 +121,7 @@ def test_a_stuck_process_warns_and_is_named(healthy: dict[str, ChildResult]) -> 
     said = hosts.judged(SPEC, fakes.context(), {**healthy, "processes": fakes.result(answer=answer)})
     assert said.outcome is Outcome.WARNED
     assert hosts.causes(said) == ["kernel.processes.stuck"]
-    assert said.summary == "python (pid 7) holds /dev/nvidia0 and sleeps in state D in rwsem_down_read"
+    assert said.summary == "python (pid 7) holds /dev/nvidia0 in state D (rwsem_down_read)"
     assert said.facts["holders"][0]["pid"] == 7
 
 
@@ -122,14 +133,18 @@ def test_tasks_in_state_d_that_hide_their_files_are_unknown(healthy: dict[str, C
     assert said.outcome is Outcome.PASSED
 
 
-def test_the_plan_ends_without_a_driver_and_asks_as_the_service(tmp_path: Path) -> None:
+def test_the_plan_ends_without_a_driver_and_asks_as_the_service() -> None:
     who = Setup(identity=Identity(65534, 65534), private_dev=True, drop_mknod=True)
-    context = hosts.context(tmp_path, hosts.h100(), setup=who, env={"LD_PRELOAD": "/x.so", "LD_AUDIT": "/y.so"})
+    context = hosts.context(hosts.h100(), setup=who, env={"LD_PRELOAD": "/x.so", "LD_AUDIT": "/y.so"})
     name, look = SPEC.plan(context, {}, {}) or ("", None)
     assert name == "look"
     assert look is not None
     assert look.setup.identity is None
     assert not {"LD_PRELOAD", "LD_AUDIT"} & set(look.env)
+    assert look.request["env"] is None
+    alone = SPEC.plan(dataclasses.replace(context, setup=Setup()), {}, {})
+    assert alone is not None
+    assert alone[1].request["env"]["LD_LIBRARY_PATH"] == hosts.LIBRARIES
     seen = {"proc_gpus": {"gpus": [{"minor": 3}, {"minor": None}]}, "devices": {"nvidia": True, "uvm": 238}}
     name, nodes = SPEC.plan(context, {}, {"look": fakes.result(answer=seen)}) or ("", None)
     assert name == "nodes"

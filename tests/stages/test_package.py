@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,14 @@ LIBRARY = next(Path("/lib").glob("*/libm.so.6")).resolve()
 SMALL = Path("/bin/true").resolve()  # an ELF file that stands for the binary
 
 
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A directory that an unprivileged probe may enter; pytest's own is closed to other users."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
 def install(prefix: Path, *directories: str) -> Path:
     """Make an Ollama install below PREFIX with GPU DIRECTORIES and return its binary."""
     lib = prefix / "lib" / "ollama"
@@ -43,15 +52,12 @@ def install(prefix: Path, *directories: str) -> Path:
         shutil.copy(LIBRARY, lib / name / f"libcudart.so.{major}.9.79")
         (lib / name / f"libcudart.so.{major}").symlink_to(f"libcudart.so.{major}.9.79")
     shutil.copy(SMALL, prefix / "bin" / "ollama")
-    for folder in (prefix, *prefix.parents):
-        if folder.stat().st_uid == os.geteuid() and str(folder).startswith(tempfile.gettempdir() + "/"):
-            folder.chmod(0o755)
     return prefix / "bin" / "ollama"
 
 
-def conclude(tmp_path: Path, path: str | Path | None, **context: Any) -> Conclusion:
+def conclude(path: str | Path | None, **context: Any) -> Conclusion:
     """Run the stage on this machine with --gpu-ollama PATH."""
-    return hosts.conclusion(SPEC, hosts.context(tmp_path, None, ollama_path=path and str(path), **context))
+    return hosts.conclusion(SPEC, hosts.context(None, ollama_path=path and str(path), **context))
 
 
 @pytest.fixture
@@ -61,9 +67,9 @@ def prefix(tmp_path: Path) -> Path:
     return tmp_path / "usr"
 
 
-def test_a_good_install_passes_and_leaves_its_facts(tmp_path: Path, prefix: Path) -> None:
+def test_a_good_install_passes_and_leaves_its_facts(prefix: Path) -> None:
     for path in (prefix, prefix / "bin" / "ollama"):
-        said = conclude(tmp_path, path)
+        said = conclude(path)
         assert said.outcome is Outcome.PASSED, said.summary
         assert {check.prerequisite for check in said.checks} == set(ROWS)
         assert said.facts["binary"] == str(prefix / "bin" / "ollama")
@@ -78,15 +84,15 @@ def test_the_binary_is_found_on_path_and_through_links(tmp_path: Path, prefix: P
     folder = tmp_path / "links"
     folder.mkdir()
     (folder / "ollama").symlink_to(prefix / "bin" / "ollama")
-    said = conclude(tmp_path, None, env={"PATH": f"relative:{folder}"})
+    said = conclude(None, env={"PATH": f"relative:{folder}"})
     assert said.outcome is Outcome.PASSED
     assert said.facts["binary"] == str(prefix / "bin" / "ollama")
 
 
-def test_an_unprivileged_user_sees_what_it_may_not_execute(tmp_path: Path, prefix: Path) -> None:
+def test_an_unprivileged_user_sees_what_it_may_not_execute(prefix: Path) -> None:
     (prefix / "bin" / "ollama").chmod(0o700 if os.geteuid() == 0 else 0o600)
     setup = Setup(identity=Identity(65534, 65534)) if os.geteuid() == 0 else Setup()
-    said = conclude(tmp_path, prefix, setup=setup)
+    said = conclude(prefix, setup=setup)
     assert hosts.causes(said, "failed") == ["package.ollama.not_executable"]
 
 
@@ -181,32 +187,32 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("fault", "outcome", "expected"), FAULTS, ids=[fault[0].__name__ for fault in FAULTS])
-def test_a_fault_is_named(tmp_path: Path, prefix: Path, fault: Any, outcome: str, expected: list[str]) -> None:
+def test_a_fault_is_named(prefix: Path, fault: Any, outcome: str, expected: list[str]) -> None:
     fault(prefix)
-    said = conclude(tmp_path, prefix)
+    said = conclude(prefix)
     assert hosts.causes(said) == expected
     assert said.outcome.value == outcome
 
 
-def test_the_build_directory_beside_the_binary_counts(tmp_path: Path, prefix: Path) -> None:
+def test_the_build_directory_beside_the_binary_counts(prefix: Path) -> None:
     rename_lib(prefix)
-    said = conclude(tmp_path, prefix)
+    said = conclude(prefix)
     assert said.outcome is Outcome.PASSED
     assert said.facts["lib_dir"] == str(prefix / "bin" / "build" / "lib" / "ollama")
 
 
-def test_a_broken_file_beside_a_whole_directory_only_warns(tmp_path: Path, prefix: Path) -> None:
+def test_a_broken_file_beside_a_whole_directory_only_warns(prefix: Path) -> None:
     cut(prefix)
-    said = conclude(tmp_path, prefix)
+    said = conclude(prefix)
     subjects = {check.subject: check.outcome for check in said.checks if check.prerequisite == "P06"}
     assert subjects == {"dir:cuda_v12": CheckOutcome.WARNED, "dir:cuda_v13": CheckOutcome.PASSED}
 
 
-def test_an_unreadable_library_is_named_for_the_user(tmp_path: Path, prefix: Path) -> None:
+def test_an_unreadable_library_is_named_for_the_user(prefix: Path) -> None:
     for name in ("cuda_v12", "cuda_v13"):
         (prefix / "lib" / "ollama" / name / "libggml-cuda.so").chmod(0o600 if os.geteuid() == 0 else 0o000)
     setup = Setup(identity=Identity(65534, 65534)) if os.geteuid() == 0 else Setup()
-    said = conclude(tmp_path, prefix, setup=setup)
+    said = conclude(prefix, setup=setup)
     assert hosts.causes(said, "failed") == ["package.library.unreadable"] * 2
 
 
@@ -225,15 +231,15 @@ def test_a_noexec_mount_is_seen_in_mountinfo(tmp_path: Path) -> None:
             "b64": base64.b64encode((lib / "libggml-base.so").read_bytes()[:4096]).decode(),
         },
     }
-    given_context = hosts.context(tmp_path, entries, ollama_path="/opt")
+    given_context = hosts.context(entries, ollama_path="/opt")
     said = hosts.judged(SPEC, given_context, hosts.in_process(SPEC, given_context))
     assert hosts.causes(said, "failed") == ["package.mount.noexec"]
     assert said.summary == "/opt is mounted noexec: nothing below /opt/lib/ollama/cuda_v12 can be loaded"
 
 
 @pytest.mark.parametrize("target", ["enumeration", "runtime", "driver"])
-def test_no_ollama_is_fine_for_what_needs_none(tmp_path: Path, target: str) -> None:
-    context = hosts.context(tmp_path, hosts.h100(), target=target)
+def test_no_ollama_is_fine_for_what_needs_none(target: str) -> None:
+    context = hosts.context(hosts.h100(), target=target)
     said = hosts.conclusion(SPEC, context)
     assert said.outcome is Outcome.NOT_APPLICABLE
     assert {check.prerequisite for check in said.checks} == set(ROWS)
@@ -241,8 +247,8 @@ def test_no_ollama_is_fine_for_what_needs_none(tmp_path: Path, target: str) -> N
 
 
 @pytest.mark.parametrize("target", ["", "bootstrap"])
-def test_no_ollama_fails_for_what_needs_it(tmp_path: Path, target: str) -> None:
-    context = hosts.context(tmp_path, hosts.h100(), target=target)
+def test_no_ollama_fails_for_what_needs_it(target: str) -> None:
+    context = hosts.context(hosts.h100(), target=target)
     said = hosts.conclusion(SPEC, context)
     assert hosts.causes(said, "failed") == ["package.ollama.missing"]
     finding = next(check.finding for check in said.checks if check.finding)
@@ -252,25 +258,25 @@ def test_no_ollama_fails_for_what_needs_it(tmp_path: Path, target: str) -> None:
 
 
 def test_a_path_without_ollama_fails_whatever_the_target_is(tmp_path: Path) -> None:
-    said = conclude(tmp_path, tmp_path / "absent", target="enumeration")
+    said = conclude(tmp_path / "absent", target="enumeration")
     assert hosts.causes(said, "failed") == ["package.ollama.unusable"]
 
 
 def test_a_release_archive_is_not_judged_as_an_install(tmp_path: Path) -> None:
     archive = tmp_path / "ollama-linux-amd64.tgz"
     archive.write_bytes(b"x")
-    said = conclude(tmp_path, archive)
+    said = conclude(archive)
     assert {check.outcome for check in said.checks} == {CheckOutcome.UNKNOWN}
 
 
-def test_the_systems_libcudart_is_found_where_there_is_no_ollama(tmp_path: Path) -> None:
+def test_the_systems_libcudart_is_found_where_there_is_no_ollama() -> None:
     entries = hosts.h100(
         **hosts.library("/usr/local/cuda-12.9/lib64", "libcudart.so", "12.9.79"),
         **hosts.library("/usr/lib/x86_64-linux-gnu", "libcudart.so", "13.0.96"),
     )
     for name, major in (("/usr/local/cuda-12.9/lib64", "12"), ("/usr/lib/x86_64-linux-gnu", "13")):
         entries[f"{name}/libcudart.so.{major}"] = entries.pop(f"{name}/libcudart.so.1")
-    context = hosts.context(tmp_path, entries, target="runtime")
+    context = hosts.context(entries, target="runtime")
     said = hosts.judged(SPEC, context, hosts.in_process(SPEC, context))
     assert [(item["rule"], item["version"]) for item in said.facts["system_cudart"]] == [
         ("default", "13.0.96"),
@@ -278,8 +284,8 @@ def test_the_systems_libcudart_is_found_where_there_is_no_ollama(tmp_path: Path)
     ]
 
 
-def test_a_hang_is_the_file_systems(tmp_path: Path) -> None:
-    said = hosts.judged(SPEC, hosts.context(tmp_path, None), {"look": fakes.hang("find lib/ollama")})
+def test_a_hang_is_the_file_systems() -> None:
+    said = hosts.judged(SPEC, hosts.context(None), {"look": fakes.hang("find lib/ollama")})
     assert hosts.causes(said) == ["package.read_hang"]
     assert said.outcome is Outcome.TIMED_OUT
 

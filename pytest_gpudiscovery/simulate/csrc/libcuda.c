@@ -227,6 +227,12 @@ static long long amount(int device, const char *key)
     return value ? strtoll(value, NULL, 0) : 0;
 }
 
+/* The memory that the device says it has; what can be allocated is memory.cuda. */
+static size_t shown(int device)
+{
+    return (size_t)amount(device, property(device, "memory.shown") ? "memory.shown" : "memory.cuda");
+}
+
 SIM_EXPORT int cuDeviceGetCount(int *count)
 {
     SIM_GATE("cuDeviceGetCount");
@@ -271,7 +277,7 @@ SIM_EXPORT int cuDeviceTotalMem_v2(size_t *bytes, int device)
 {
     SIM_GATE("cuDeviceTotalMem_v2");
     NEED_DEVICE(device);
-    *bytes = (size_t)amount(device, "memory.cuda");
+    *bytes = shown(device);
     return OK;
 }
 
@@ -454,8 +460,8 @@ SIM_EXPORT int cuMemGetInfo_v2(size_t *available, size_t *total)
 {
     SIM_GATE("cuMemGetInfo_v2");
     NEED_CONTEXT;
-    *available = left(current->device);
-    *total = (size_t)amount(current->device, "memory.cuda");
+    *total = shown(current->device);
+    *available = left(current->device) < *total ? left(current->device) : *total;
     return OK;
 }
 

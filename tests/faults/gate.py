@@ -1,0 +1,75 @@
+"""One run of the whole engine on a simulated host: real probes in real children, without a pytest process around it."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from pytest_gpudiscovery import context, simulate
+from pytest_gpudiscovery.engine import Engine
+from pytest_gpudiscovery.model import CheckOutcome, Verdict
+from pytest_gpudiscovery.options import Settings
+from pytest_gpudiscovery.stages.spec import RunContext
+from pytest_gpudiscovery.supervise.types import Identity
+from pytest_gpudiscovery.verdict import conclude
+
+# Deadlines for hangs that are meant: long enough for a loaded machine to reach the call, short enough to wait for.
+HANG_DEADLINES = {"service": 8.0, "nvml": 3.0, "driver": 3.0, "enumeration": 10.0, "runtime": 3.0}
+NOBODY = Identity(65534, 65534, (65534,), "nobody")
+
+
+def run_gate(
+    text: str,
+    *,
+    as_nobody: bool = False,
+    until: str = "runtime",
+    profile: str = "any",
+    hangs: bool = False,
+    **changes: Any,
+) -> Verdict:
+    """Return the verdict on simulated host TEXT; AS_NOBODY drops the probes to uid 65534 (root only)."""
+    with tempfile.TemporaryDirectory() as run_dir:
+        settings = Settings(
+            until=until, simulate=text, profile=profile, stage_timeout=HANG_DEADLINES if hangs else {}, **changes
+        )
+        built = context.build(settings, run_dir)
+        if as_nobody:
+            built = readable(built)
+        engine = Engine(built, run_dir + "/ledger")
+        started = time.time()
+        engine.complete()
+        return conclude(engine, started=started, selection={})
+
+
+def readable(built: RunContext) -> RunContext:
+    """Return BUILT for probes of uid 65534: that user must reach the simulated libraries."""
+    import os  # noqa: PLC0415
+
+    os.chmod(built.run_dir, 0o755)
+    return dataclasses.replace(built, setup=dataclasses.replace(built.setup, identity=NOBODY))
+
+
+def primary(verdict: Verdict) -> tuple[str, str, str]:
+    """Return (stage, outcome, cause) of the first blocker, three empty strings when nothing blocks."""
+    if not verdict.blockers:
+        return ("", "", "")
+    first = verdict.blockers[0]
+    return (first.stage, first.outcome.value, first.cause)
+
+
+def warnings(verdict: Verdict) -> set[str]:
+    """Return the causes of all findings that are not merely notes."""
+    return {
+        finding.cause
+        for record in verdict.stages
+        for check, finding in record.findings
+        if check.outcome in (CheckOutcome.FAILED, CheckOutcome.WARNED)
+    }
+
+
+def simulated_faults() -> list[Mapping[str, Any]]:
+    """Return every fault of the registry."""
+    return list(simulate.faults())
