@@ -14,13 +14,13 @@ from typing import Any, NoReturn
 
 import pytest
 
-from pytest_gpudiscovery import simulate, stages
+from pytest_gpudiscovery import loader_cli, simulate, stages
 from pytest_gpudiscovery.options import UsageProblem
 from pytest_gpudiscovery.plugin import OPTIONS
 from pytest_gpudiscovery.run import private_directory
 
 USAGE = 4
-RESERVED = ("closure", "fatbin", "explain")  # named in the contract; their engines come in later versions
+RESERVED = ("explain",)  # named in the contract; its engine comes in a later version
 # Plugins that the gate uses when they are installed, and the option that asks for each; None: always.
 PLUGINS = (("pytest_timeout", None), ("allure_pytest.plugin", "alluredir"), ("pytest_html.plugin", "html"))
 
@@ -64,6 +64,8 @@ def _run(argv: list[str]) -> int:
     gate.add_argument("--color", choices=("yes", "no", "auto"), help="colours")
     commands.add_parser("stages", help="list the stages", allow_abbrev=False)
     commands.add_parser("faults", help="list the faults that --gpu-simulate can inject", allow_abbrev=False)
+    for name, text in loader_cli.COMMANDS.items():
+        commands.add_parser(name, help=text, allow_abbrev=False)  # cli.py runs them
     for name in RESERVED:
         commands.add_parser(name, help="not part of this version", allow_abbrev=False)
     if argv and argv[0] in RESERVED:
@@ -89,7 +91,8 @@ def _gate(given: argparse.Namespace) -> int:
 
 def _pytest_arguments(given: argparse.Namespace, rootdir: str) -> list[str]:
     arguments = ["--gpu-discovery", "-c", os.devnull, "--rootdir", rootdir, "-p", "no:cacheprovider", "--assert=plain"]
-    arguments += ["-p", "pytest_gpudiscovery.plugin"]
+    # Nothing here prints but our reporter, and capturing opens /dev/null, which a broken /dev may not have.
+    arguments += ["--capture=no", "-p", "pytest_gpudiscovery.plugin"]
     for module, needed_by in PLUGINS:
         package = module.partition(".")[0]
         if needed_by is not None and getattr(given, needed_by) is None:

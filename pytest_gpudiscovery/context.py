@@ -68,7 +68,26 @@ def build(settings: Settings, run_dir: str) -> RunContext:
         target=settings.until or "",
         run_until=time.time() + settings.deadline if settings.deadline is not None else None,
         adopted=adopted,
+        host=host(settings.simulate),
     )
+
+
+def host(simulated: str | None) -> dict[str, str]:
+    """Return the verdict's `host` object: {name, kernel, glibc, arch} of the machine on which the probes run.
+
+    A simulated host is named as such; its libraries run on this kernel and this glibc all the same.
+    """
+    machine = os.uname()
+    try:
+        glibc = os.confstr("CS_GNU_LIBC_VERSION") or "unknown"
+    except (ValueError, OSError):
+        glibc = "none"  # musl
+    return {
+        "name": machine.nodename if simulated is None else f"simulated {simulated}",
+        "kernel": machine.release,
+        "glibc": glibc.removeprefix("glibc "),
+        "arch": machine.machine,
+    }
 
 
 def save(context: RunContext) -> None:

@@ -21,6 +21,8 @@ from pytest_gpudiscovery.supervise.child import run as run_probe
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending, Probe
 
 AFTER_DEADLINE_S = 4.0  # evidence at most 3 s, SIGKILL and the bounded wait at most 1 s
+ORACLE_FREE = "runtime"  # the last stage that says something of the GPU without Ollama
+CANDIDATE_STAGE = "upgrade"  # only when a candidate was named, which this version cannot do
 ANY_PROFILE, PROFILE_STAGE = "any", "enumeration"
 OnStart = Callable[[StageSpec], None]
 Supervise = Callable[[Probe], ChildResult]
@@ -41,11 +43,16 @@ class Engine:
         self.ledger = Ledger(run_dir)
         self._supervise = supervise
         self._cache: dict[str, StageRecord] = {}
-        self.target = context.target or max(self.stages.values(), key=lambda spec: spec.number).name
+        self.target = context.target or _last(self.stages)
         # An asked-for set, not only the ancestors: a person who stops at `runtime` also wants NVML's answer.
         last = self.stages[self.target].number
         self.selected = tuple(name for name, spec in self.stages.items() if spec.number <= last)
         self.required = self._ancestors(self.target)
+        if not self.stages[self.target].built and ORACLE_FREE in self.selected:
+            # Ollama's own answer would overrule what comes before it; while it cannot be asked, a driver that does
+            # not work blocks, and one that works is still no answer to what was asked.
+            wanted = {*self.required, *self._ancestors(ORACLE_FREE)}
+            self.required = tuple(name for name in self.stages if name in wanted)
         if context.profile.get("name", ANY_PROFILE) != ANY_PROFILE and PROFILE_STAGE in self.selected:
             # Whoever says what this host must be wants that asserted, also where the target does not need it.
             wanted = {*self.required, *self._ancestors(PROFILE_STAGE)}
@@ -75,6 +82,7 @@ class Engine:
                     return record
                 record = self._decide(spec, on_start)
                 self.ledger.write(record)
+                self.ledger.mark_running(None)
         except LedgerBusyError as error:
             record = self._record(spec, Outcome.PROBE_ERROR, str(error), time.time(), 0.0)
         self._cache[name] = record
@@ -116,12 +124,7 @@ class Engine:
         if on_start is not None:
             on_start(spec)
         self.ledger.mark_running(spec.name)
-        try:
-            return self._run(spec, now)
-        finally:
-            # On KeyboardInterrupt the mark must stay for interrupt(); the record that follows removes it otherwise.
-            if self._known(spec.name) is not None:
-                self.ledger.mark_running(None)
+        return self._run(spec, now)  # after KeyboardInterrupt the mark stays, for interrupt()
 
     def _blocker(self, spec: StageSpec) -> StageRecord | None:
         """The root blocker of SPEC, None when it may run."""
@@ -200,6 +203,12 @@ class Engine:
             blocked_by=blocked_by,
             evidence=evidence,
         )
+
+
+def _last(stages: Mapping[str, StageSpec]) -> str:
+    """Return the stage that a run without --gpu-until aims at."""
+    by_number = sorted(stages.values(), key=lambda spec: spec.number)
+    return [spec.name for spec in by_number if spec.name != CANDIDATE_STAGE or len(stages) == 1][-1]
 
 
 def _hung(record: StageRecord) -> bool:

@@ -34,13 +34,13 @@ def conclude(engine: Engine, *, started: float, selection: Mapping[str, Any], no
         duration_s=round(time.time() - started, 3),
         simulated=dict(context.simulated) if context.simulated else None,
         selection={**selection, "until": engine.target, "required": list(engine.required)},
-        host=facts.get("kernel", {}).get("host") or {},
+        host=dict(context.host),
         versions=_versions(facts),
         context=dict(context.adopted),
         profile=dict(context.profile),
         verdict=_state(stages),
         blockers=resolve(records.values(), numbers),
-        gpus=tuple(facts.get("enumeration", {}).get("gpus") or ()),
+        gpus=_gpus(facts),
         closures=tuple(facts.get("closure", {}).get("closures") or ()),
         fatbins=tuple(facts.get("closure", {}).get("fatbins") or ()),
         comparison=None,
@@ -96,6 +96,18 @@ def _not_asked_for(engine: Engine, name: str, selected: bool) -> StageRecord:
         deadline_s=spec.deadline_s,
         ollama_budget_s=spec.ollama_budget_s,
     )
+
+
+def _gpus(facts: Mapping[str, Mapping[str, Any]]) -> tuple[Any, ...]:
+    """The GPUs of the enumeration stage; the runtime stage adds what each libcudart told of them."""
+    by_runtime = facts.get("runtime", {}).get("views") or {}
+    found = []
+    for gpu in facts.get("enumeration", {}).get("gpus") or ():
+        views = dict(gpu.get("views") or {})
+        if gpu.get("pci") in by_runtime:
+            views["runtime"] = by_runtime[gpu["pci"]]
+        found.append({**gpu, "views": views})
+    return tuple(found)
 
 
 def _versions(facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

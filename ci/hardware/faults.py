@@ -162,7 +162,7 @@ def cases(old_driver: str | None) -> list[Case]:
         Case("user namespace alone", fine(), None, wrap="unshare --user --map-root-user"),
         Case(
             "user and PID namespace",
-            blocked("driver", "service.user_namespace"),
+            blocked("service", "service.user_namespace"),
             None,
             wrap="unshare --user --pid --fork --map-root-user",
         ),
@@ -186,8 +186,8 @@ def cases(old_driver: str | None) -> list[Case]:
         ),
         Case(
             "libcuda missing",
-            blocked("kernel", "kernel.user_space.missing"),
-            blocked("kernel", "kernel.user_space.missing"),
+            blocked("kernel", "kernel.user_space.missing", "kernel.user_space.unusable"),
+            blocked("kernel", "kernel.user_space.missing", "kernel.user_space.unusable"),
             "libs 'libcuda.so*'",
         ),
         Case(

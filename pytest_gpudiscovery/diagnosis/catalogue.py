@@ -1,4 +1,4 @@
-"""The catalogue of causes: `data/causes/STAGE.json`, read once, looked up by id; stages never word a finding themselves.
+"""The catalogue of causes: `data/causes/STAGE.json`, read once, looked up by id; no stage words a finding itself.
 
 One entry:
     {"id": "driver.cuinit.hang", "prerequisite": "P42", "stages": ["driver"], "kind": "blocking",

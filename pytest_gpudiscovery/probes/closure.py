@@ -202,7 +202,8 @@ def device_code(
             step.result = images.problem or len(images.images)
         entry = render.images_json(images)
         entry.pop("verdict")
-        entry["verdicts"] = []
+        verdicts: list[dict[str, Any]] = []
+        entry["verdicts"] = verdicts
         for cc in request["ccs"]:
             capability = (int(cc[0]), int(cc[1]))
             verdict = kernels.will_run(images, capability, driver_cuda, env)
@@ -210,7 +211,7 @@ def device_code(
             if request["driver"] and runtime:
                 floor = kernels.driver_floor(images, runtime, _pair(request["driver"]) or (0, 0), capability)
             said = render.images_json(images, verdict)["verdict"]
-            entry["verdicts"].append({"cc": list(capability), "verdict": said, "driver_floor": floor})
+            verdicts.append({"cc": list(capability), "verdict": said, "driver_floor": floor})
         if path == backend:
             with journal.step(f"read the compiled architectures of {path}"):
                 entry["architectures"] = list(fatbin.read_architectures(path))
@@ -259,11 +260,13 @@ def closure(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
     with journal.step(f"predict dlopen({library})"):
         found = predict(library, env=request["env"], cwd=request["cwd"], exe=request["exe"])
     name = request["explain"]
+    asked = found.of(name) if name else None
     return {
         "outcome": found.outcome,
         "json": render.closure_json(found),
         "text": render.explain_text(found, name) if name else render.closure_text(found),
-        "known": name is None or found.of(name) is not None,
+        "known": asked is not None,
+        "used": asked.path if asked is not None else None,
     }
 
 
@@ -281,6 +284,7 @@ def fatbin_of(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
         verdict = kernels.will_run(images, capability, _pair(request["driver_cuda"]), request["env"])
     return {
         "runs": None if verdict is None else verdict.runs,
+        "how": None if verdict is None else verdict.how,
         "readable": bool(images.images) or not images.problem,
         "json": {**render.images_json(images, verdict), "architectures": list(architectures)},
         "text": render.images_text(images, verdict, architectures),

@@ -13,9 +13,9 @@ import stat
 from collections.abc import Iterator, Mapping
 
 from pytest_gpudiscovery.model import Outcome, StageRecord, Verdict
+from pytest_gpudiscovery.reports.atomic import replace
 from pytest_gpudiscovery.reports.html_text import visible
 from pytest_gpudiscovery.reports.html_values import clip, clock, outline, seconds
-from pytest_gpudiscovery.reports.html_write import replace
 
 DIRECTORY = "evidence"
 MAGIC = "pytest-gpudiscovery evidence 1"  # the first line of every file that this module wrote

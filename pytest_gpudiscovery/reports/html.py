@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from pytest_gpudiscovery.model import Verdict
+from pytest_gpudiscovery.reports.atomic import replace
 from pytest_gpudiscovery.reports.html_first import banner, first, hero
 from pytest_gpudiscovery.reports.html_gpus import gpus
 from pytest_gpudiscovery.reports.html_ladder import ladder
@@ -13,7 +14,6 @@ from pytest_gpudiscovery.reports.html_story import Story, tell
 from pytest_gpudiscovery.reports.html_style import SCRIPT, STYLE, policy
 from pytest_gpudiscovery.reports.html_text import Html, Paper, el, join
 from pytest_gpudiscovery.reports.html_timeline import timeline
-from pytest_gpudiscovery.reports.html_write import replace
 
 NAME = "report.html"
 LINKS = (("stages", "Stages"), ("timeline", "Timeline"), ("gpus", "GPUs"), ("checks", "Checks"), ("context", "Context"))

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from pytest_gpudiscovery.model import Verdict, to_json
+from pytest_gpudiscovery.reports.atomic import replace
 
 NAME = "verdict.json"
 PREVIOUS = "verdict.previous.json"
@@ -28,15 +29,7 @@ def begin(directory: str, verdict: Verdict) -> None:
 
 def write(directory: str, verdict: Verdict) -> None:
     """Replace DIRECTORY/verdict.json by VERDICT; raises OSError and then leaves the file that was there."""
-    path = Path(directory)
-    temporary = path / f".{NAME}.{os.getpid()}"
-    try:
-        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
-            json.dump(to_json(verdict), file, indent=1, default=str)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())  # a host that is about to be rebooted must keep the answer
-        os.replace(temporary, path / NAME)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+    Path(directory).mkdir(parents=True, exist_ok=True)
+    text = json.dumps(to_json(verdict), indent=1, default=str) + "\n"
+    # Synced: a host that is about to be rebooted must keep the answer.
+    replace(directory, NAME, text.encode("utf-8", "backslashreplace"), sync=True)

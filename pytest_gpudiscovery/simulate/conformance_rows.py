@@ -97,14 +97,17 @@ def _nodes() -> list[Row]:
 
 
 def _process() -> list[Row]:
-    few = {"nvmlInit": 0, "nvmlCount": 1, "nvmlHandle": 999, "cuInit": 100}
+    few = {"nvmlInit": 0, "nvmlCount": 1, "cuInit": 100}
+    by_root = {**few, "nvmlHandle": 999}  # root's NVML opens more files before: measured 999 for root, 0 for uid 65534
+    # What libcudart answers behind the stub was measured as 34 once and as 0 once: it depends on how it was loaded.
+    stub = {"nvmlInit": 0, "nvmlCount": 1, "cuInit": 34}
     return [
         Row("new user and pid namespace", everybody(nvml_but(304)), both=("user and pid namespace",)),
         Row("new user namespace", {ROOT: HEALTHY}, both=("user namespace",)),
         Row("new pid namespace with its /proc", {}, both=("pid namespace and its /proc",)),
         Row("ulimit -v 4 GB", everybody(nvml_but(2)), both=("limit AS 4294967296",)),
-        Row("ulimit -n 16", everybody(few), both=("limit NOFILE 16",)),
-        Row("the toolkit's stub first", everybody(nvml_but(34)), ("stub",), "libcuda.stub"),
+        Row("ulimit -n 16", {ROOT: by_root, ROOT_WITHOUT_MKNOD: by_root, NOBODY: few}, both=("limit NOFILE 16",)),
+        Row("the toolkit's stub first", everybody(stub), ("stub",), "libcuda.stub"),
     ]
 
 

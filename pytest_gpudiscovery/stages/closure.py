@@ -11,7 +11,7 @@ import posixpath
 from collections.abc import Mapping
 from typing import Any
 
-from pytest_gpudiscovery.model import Check, CheckOutcome, Outcome, StageRecord
+from pytest_gpudiscovery.model import Check, CheckOutcome, Kind, Outcome, StageRecord
 from pytest_gpudiscovery.stages import closure_gpu, closure_kernels, closure_library
 from pytest_gpudiscovery.stages.identity import mapping, objects, string
 from pytest_gpudiscovery.stages.looking import in_order, look
@@ -164,13 +164,13 @@ def _unanswered(subject: closure_library.Subject) -> list[Check]:
 def _bad(checks: list[Check]) -> bool:
     """Whether CHECKS do not prove the directory: a failure, or no answer on a row that can block."""
     bad = (CheckOutcome.FAILED, CheckOutcome.UNKNOWN)
-    return any(check.outcome in bad and check.kind.value == "blocking" for check in checks)
+    return any(check.outcome in bad and check.kind is Kind.BLOCKING for check in checks)
 
 
 def _eased(check: Check) -> Check:
     """What is wrong, or not known, in one directory does not stop an Ollama that has another one."""
     if check.outcome is CheckOutcome.UNKNOWN:
-        return dataclasses.replace(check, kind=closure_library.Kind.RISK)
+        return dataclasses.replace(check, kind=Kind.RISK)
     return as_warning(check)
 
 

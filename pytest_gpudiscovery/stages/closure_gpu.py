@@ -65,7 +65,8 @@ def driver_numbers(version: Any) -> Pair | None:
 
 def wanted(kernel: Facts, nvml: Facts, driver: Facts, profile: Facts) -> Wanted:
     """Return what is known of GPUs and driver: the driver API's word, NVML's, the PCI id's, then the profile's."""
-    ccs, cc_source = (), ""
+    ccs: tuple[Pair, ...] = ()
+    cc_source = ""
     for source, values in (
         ("cuDeviceGetAttribute", [_capability(gpu.get("cc")) for gpu in objects(driver.get("gpus"))]),
         ("NVML", [_capability(gpu.get("cc")) for gpu in objects(nvml.get("gpus"))]),

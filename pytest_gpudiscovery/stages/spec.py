@@ -30,6 +30,7 @@ class RunContext:
     run_until: float | None = None  # Unix time after which no further stage begins (--gpu-deadline)
     notes: tuple[str, ...] = ()  # what could not be adopted or read while this context was built
     adopted: Mapping[str, Any] = field(default_factory=dict)  # the verdict's `context` object
+    host: Mapping[str, Any] = field(default_factory=dict)  # the verdict's `host` object
 
 
 @dataclass(frozen=True)

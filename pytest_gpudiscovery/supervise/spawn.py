@@ -80,10 +80,12 @@ def start(process: Process, probe: Probe, interpreters: tuple[str, ...], extra: 
     )
     process.fds.add(memfd)
     isolated = ["-I"] if probe.site else ["-I", "-S"]
+    nothing, unused = process.pipe()  # an end of file; not /dev/null, which a broken /dev may not have
+    process.close(unused)
     popen = subprocess.Popen(
         [sys.executable, *isolated, "-X", "faulthandler", "-c", payload.STUB, str(memfd), probe.module],
         env=dict(probe.env),
-        stdin=subprocess.DEVNULL,  # no cwd: Popen waits until exec, and a directory that hangs must not hang us
+        stdin=nothing,  # no cwd: Popen waits until exec, and a directory that hangs must not hang us
         stdout=child_out,
         stderr=child_err,
         pass_fds=(memfd, child_journal, child_go),
@@ -92,7 +94,7 @@ def start(process: Process, probe: Probe, interpreters: tuple[str, ...], extra: 
     process.pid = popen.pid
     popen.returncode = 0  # waiting is ours: Popen must neither wait nor warn when it is collected
     os.write(go, b"1")
-    process.close(child_out, child_err, child_journal, child_go, go, memfd)
+    process.close(child_out, child_err, child_journal, child_go, go, memfd, nothing)
     for fd in (process.out, process.err, process.journal):
         os.set_blocking(fd, False)
     try:

@@ -46,7 +46,7 @@ def run_gate(
 
 def readable(built: RunContext) -> RunContext:
     """Return BUILT for probes of uid 65534: that user must reach the simulated libraries."""
-    import os  # noqa: PLC0415
+    import os
 
     os.chmod(built.run_dir, 0o755)
     return dataclasses.replace(built, setup=dataclasses.replace(built.setup, identity=NOBODY))

@@ -75,8 +75,6 @@ def test_gate_exit_codes(gate: Runner) -> None:
         (["gate", "--gpu-unt", "driver"], "unrecognized arguments"),
         (["gate", "--gpu-until"], "expected one argument"),
         (["gate", "--gpu-until", "drvier"], "did you mean driver?"),
-        (["closure", "libggml-cuda.so"], "closure: not part of this version"),
-        (["fatbin"], "fatbin: not part of this version"),
         (["explain", "x.log"], "explain: not part of this version"),
         ([], "expected a command"),
         (["gat"], "invalid choice"),

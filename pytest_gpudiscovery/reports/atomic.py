@@ -6,11 +6,11 @@ import contextlib
 import os
 
 
-def replace(directory: str, name: str, data: bytes, *, dir_fd: int | None = None) -> None:
+def replace(directory: str, name: str, data: bytes, *, dir_fd: int | None = None, sync: bool = False) -> None:
     """Replace DIRECTORY/NAME by DATA; raises OSError and then leaves the file that was there.
 
     DIR_FD, an open descriptor of DIRECTORY, keeps a link that is put in its place meanwhile from being followed.
-    Not synced to the disk: these files are derived from verdict.json, which is.
+    SYNC waits until the data is on the disk; what is derived from verdict.json does without.
     """
     temporary, final = f".{name}.{os.getpid()}", name
     if dir_fd is None:
@@ -24,6 +24,9 @@ def replace(directory: str, name: str, data: bytes, *, dir_fd: int | None = None
     try:
         with open(fd, "wb") as file:
             file.write(data)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, final, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
     except OSError:
         with contextlib.suppress(OSError):  # the first error is the one to say

@@ -1,0 +1,97 @@
+"""Who probes, with which privileges, and how the context travels between processes."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+import pytest
+
+from pytest_gpudiscovery import context
+from pytest_gpudiscovery.options import Settings, UsageProblem
+from pytest_gpudiscovery.supervise.types import Identity
+from pytest_gpudiscovery.unit_files import Who
+
+SERVICE = Who(Identity(990, 990, (44, 990), "ollama"), "systemd unit ollama.service", {"HOME": "/usr/share/ollama"})
+ALL = (1 << 41) - 1
+
+
+def test_root_probes_as_the_service_in_a_private_dev() -> None:
+    setup = context.setup_for(SERVICE, 0, ALL)
+    assert (setup.identity, setup.private_dev, setup.no_new_privs, setup.drop_mknod) == (
+        SERVICE.identity,
+        True,
+        True,
+        False,
+    )
+
+
+def test_root_that_may_not_mount_gives_up_the_right_to_make_nodes() -> None:
+    setup = context.setup_for(Who(None, "caller"), 0, ALL & ~(1 << context.CAP_SYS_ADMIN))
+    assert (setup.private_dev, setup.drop_mknod) == (False, True)
+
+
+def test_somebody_else_probes_as_themselves_and_it_is_said() -> None:
+    setup = context.setup_for(SERVICE, 1000, 0)
+    assert setup.identity is None
+    assert setup.private_dev is False
+    said = context.describe(SERVICE, setup, 0)
+    if os.geteuid() != 990:
+        assert {"what": "user ollama", "why": "only root can probe as another user"} in said["not_adopted"]
+
+
+def test_our_own_variables_do_not_reach_a_probe_and_the_users_do() -> None:
+    env = {
+        "PYTHONPATH": "x",
+        "PYTEST_ADDOPTS": "y",
+        "GPU_DISCOVERY_UNTIL": "z",
+        "CUDA_VISIBLE_DEVICES": "0",
+        "PATH": "/",
+    }
+    assert context.child_environment(env) == {"CUDA_VISIBLE_DEVICES": "0", "PATH": "/"}
+
+
+def test_a_context_survives_the_way_to_a_worker(tmp_path: Path) -> None:
+    built = context.build(Settings(until="runtime", stage_timeout={"driver": 3.0}), str(tmp_path))
+    context.save(built)
+    assert context.load(str(tmp_path)) == built
+
+
+def test_an_environment_file_is_adopted(tmp_path: Path) -> None:
+    (tmp_path / "env").write_text("A=1\n")
+    built = context.build(Settings(as_service=f"env:{tmp_path}/env"), str(tmp_path))
+    assert built.env == {"A": "1"}
+    assert built.adopted["as"] == f"environment file {tmp_path}/env"
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (Settings(profile="h10"), "--gpu-profile=h10"),
+        (Settings(simulate="h100:no.such.fault"), "--gpu-simulate=h100:no.such.fault"),
+        (Settings(as_service="env:/no/such/file"), "--gpu-as=env:/no/such/file"),
+        (Settings(as_service="pid:1"), "not part of this version"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(settings: Settings, words: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageProblem) as caught:
+        context.build(settings, str(tmp_path))
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_low_limit_on_descriptors_is_raised_for_us_and_given_back_to_probes() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, before[1]))
+        assert context.room_for_ourselves() == {"RLIMIT_NOFILE": (64, before[1])}
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 64
+        assert context.room_for_ourselves() == {}
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_the_host_is_named_and_a_simulated_one_as_such() -> None:
+    assert set(context.host(None)) == {"name", "kernel", "glibc", "arch"}
+    assert context.host("h100")["name"] == "simulated h100"
