@@ -36,11 +36,13 @@ def forget_current_directory() -> None:
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     here = os.path.realpath(os.getcwd())
     own = os.path.realpath(os.path.dirname(os.path.dirname(__file__)))
+    python = tuple(os.path.realpath(prefix) for prefix in (sys.prefix, sys.base_prefix))
     kept = []
     for entry in sys.path:
         place = os.path.realpath(entry or here)
         inside = place == here or place.startswith(here.rstrip("/") + "/")
-        # A virtual environment or a checkout below the current directory is where we come from ourselves.
-        if not inside or (os.path.isabs(entry) and (place == own or place.startswith(os.path.realpath(sys.prefix)))):
+        # A virtual environment or a checkout below the current directory is where we come from ourselves; below /,
+        # where services start, lies everything.
+        if not inside or (os.path.isabs(entry) and (place == own or place.startswith(python))):
             kept.append(entry)
     sys.path[:] = kept

@@ -118,7 +118,13 @@ class Gate:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Check every use of our markers, and note which stages are asked for before anything is deselected."""
+        """Check our markers, stop after the target, and note which stages are asked for before any deselection."""
+        selected = self.run.engine.selected
+        items[:] = [
+            item
+            for item in items
+            if collection.KEYWORD not in item.keywords or collection.stage_of(item) in (None, *selected)
+        ]
         try:
             for item in items:
                 fixtures.check_markers(item, self.stages)

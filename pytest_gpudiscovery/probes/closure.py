@@ -280,12 +280,13 @@ def fatbin_of(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
         images = fatbin.read_images(path)
         architectures = fatbin.read_architectures(path)
     capability, verdict = _pair(request["cc"]), None
-    if capability is not None:
+    readable = bool(images.images) or not images.problem
+    if capability is not None and readable:
         verdict = kernels.will_run(images, capability, _pair(request["driver_cuda"]), request["env"])
     return {
         "runs": None if verdict is None else verdict.runs,
         "how": None if verdict is None else verdict.how,
-        "readable": bool(images.images) or not images.problem,
+        "readable": readable,
         "json": {**render.images_json(images, verdict), "architectures": list(architectures)},
         "text": render.images_text(images, verdict, architectures),
     }

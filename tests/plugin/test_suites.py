@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ast
+import json
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -53,3 +57,13 @@ def test_every_item_says_what_it_proves(path: object) -> None:
     functions = [node for node in tree.body if isinstance(node, ast.FunctionDef)]
     assert ast.get_docstring(tree)
     assert all(ast.get_docstring(function) and function.name.startswith("test_") for function in functions)
+
+
+def test_a_run_stops_after_the_stage_that_was_asked_for(tmp_path: Path) -> None:
+    """Nothing after the target is collected, so nothing after it can touch the driver."""
+    argv = [sys.executable, "-m", "pytest", "--gpu-discovery", "--gpu-simulate", "h100", "--gpu-until", "service"]
+    done = subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    verdict = json.loads((tmp_path / "gpu-discovery-report" / "verdict.json").read_text())
+    ran = [stage["name"] for stage in verdict["stages"] if stage["outcome"] != "not_selected"]
+    assert ran == ["package", "service"]

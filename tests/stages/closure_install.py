@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from pytest_gpudiscovery.loader import Image
+from pytest_gpudiscovery.model import Outcome
 from pytest_gpudiscovery.outcome import Conclusion
 from pytest_gpudiscovery.stages import closure, package
 from pytest_gpudiscovery.stages.spec import RunContext
@@ -97,7 +98,7 @@ class Install:
         given = self.context(**changes)
         installed = hosts.conclusion(package.SPEC, given)
         gpus = [{"pci": "0000:00:06.0", "device_id": device}] if device else []
-        passed = fakes.Outcome.PASSED
+        passed = Outcome.PASSED
         prior = {
             "package": fakes.record("package", passed, facts=installed.facts),
             "service": fakes.record("service", passed, facts={}),
