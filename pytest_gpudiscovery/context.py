@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pytest_gpudiscovery import profiles, unit_files
+from pytest_gpudiscovery import profiles, stages, unit_files
+from pytest_gpudiscovery.engine import ANY_PROFILE, PROFILE_STAGE
 from pytest_gpudiscovery.model import to_json
 from pytest_gpudiscovery.options import Settings, UsageProblem
 from pytest_gpudiscovery.stages.spec import RunContext
@@ -39,11 +40,16 @@ def build(settings: Settings, run_dir: str) -> RunContext:
         profile = profiles.load(settings.profile)
     except ValueError as error:
         raise UsageProblem(f"--gpu-profile={settings.profile}: {error}") from None
+    if profile["profile"] != ANY_PROFILE and settings.until and _before(settings.until, PROFILE_STAGE):
+        text = f"{PROFILE_STAGE} asserts it, and --gpu-until={settings.until} ends before that stage"
+        raise UsageProblem(f"--gpu-profile={settings.profile}: {text}")
     env = child_environment(os.environ)
     view: Mapping[str, Any] = LIVE
     simulated = None
     who = Who(None, "caller")
     if settings.simulate is not None:
+        if settings.as_service is not None:
+            env |= dict(_asked(settings.as_service).env or {})
         env, view, simulated = _simulate(settings.simulate, run_dir, env)
     elif settings.as_service is not None:
         who = _asked(settings.as_service)
@@ -53,6 +59,9 @@ def build(settings: Settings, run_dir: str) -> RunContext:
     setup = dataclasses.replace(setup_for(who, os.geteuid(), effective), limits=room_for_ourselves())
     adopted = describe(who, setup, effective)
     may_adopt = who.identity is None or setup.identity is not None or who.identity.uid == os.geteuid()
+    stranger = who.refused
+    if not may_adopt:
+        stranger = f"only root can probe as {who.identity_name}, the user of {who.source}"
     return RunContext(
         env=env if who.env is None or not may_adopt else dict(who.env),
         cwd=(who.cwd if may_adopt else None) or "/",
@@ -69,6 +78,8 @@ def build(settings: Settings, run_dir: str) -> RunContext:
         run_until=time.time() + settings.deadline if settings.deadline is not None else None,
         adopted=adopted,
         host=host(settings.simulate),
+        notes=(f"{stranger}: probing as the caller says nothing about the service",) if stranger else (),
+        not_adopted=stranger,
     )
 
 
@@ -88,6 +99,10 @@ def host(simulated: str | None) -> dict[str, str]:
         "glibc": glibc.removeprefix("glibc "),
         "arch": machine.machine,
     }
+
+
+def _before(name: str, other: str) -> bool:
+    return name in stages.NAMES and stages.NAMES.index(name) < stages.NAMES.index(other)
 
 
 def save(context: RunContext) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from pytest_gpudiscovery import stages as stage_table
 from pytest_gpudiscovery.ledger import Ledger, LedgerBusyError
 from pytest_gpudiscovery.model import Outcome, StageRecord
-from pytest_gpudiscovery.outcome import conclude
+from pytest_gpudiscovery.outcome import HUNG, conclude
 from pytest_gpudiscovery.stages.spec import RunContext, StageInput, StageSpec, deadline_for
 from pytest_gpudiscovery.supervise.child import run as run_probe
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending, Probe
@@ -47,18 +47,19 @@ class Engine:
         # An asked-for set, not only the ancestors: a person who stops at `runtime` also wants NVML's answer.
         last = self.stages[self.target].number
         self.selected = tuple(name for name, spec in self.stages.items() if spec.number <= last)
-        self.required = self._ancestors(self.target)
+        self.required = self.ancestors(self.target)
         if not self.stages[self.target].built and ORACLE_FREE in self.selected:
             # Ollama's own answer would overrule what comes before it; while it cannot be asked, a driver that does
             # not work blocks, and one that works is still no answer to what was asked.
-            wanted = {*self.required, *self._ancestors(ORACLE_FREE)}
+            wanted = {*self.required, *self.ancestors(ORACLE_FREE)}
             self.required = tuple(name for name in self.stages if name in wanted)
-        if context.profile.get("name", ANY_PROFILE) != ANY_PROFILE and PROFILE_STAGE in self.selected:
+        if context.profile.get("profile", ANY_PROFILE) != ANY_PROFILE and PROFILE_STAGE in self.selected:
             # Whoever says what this host must be wants that asserted, also where the target does not need it.
-            wanted = {*self.required, *self._ancestors(PROFILE_STAGE)}
+            wanted = {*self.required, *self.ancestors(PROFILE_STAGE)}
             self.required = tuple(name for name in self.stages if name in wanted)
 
-    def _ancestors(self, name: str) -> tuple[str, ...]:
+    def ancestors(self, name: str) -> tuple[str, ...]:
+        """Return stage NAME and everything that must let it run, in order."""
         found_names: set[str] = set()
         todo = [name]
         while todo:
@@ -83,8 +84,9 @@ class Engine:
                 record = self._decide(spec, on_start)
                 self.ledger.write(record)
                 self.ledger.mark_running(None)
-        except LedgerBusyError as error:
-            record = self._record(spec, Outcome.PROBE_ERROR, str(error), time.time(), 0.0)
+        except (LedgerBusyError, OSError) as error:
+            # A full or vanished run directory: what cannot be filed is no answer, and never a traceback.
+            record = self._record(spec, Outcome.PROBE_ERROR, f"the record cannot be kept: {error}", time.time(), 0.0)
         self._cache[name] = record
         return record
 
@@ -146,17 +148,22 @@ class Engine:
         begun = time.monotonic()
         prior = {name: self._cache[name] for name in self.stages if name in self._cache}
         results: dict[str, ChildResult] = {}
+        cut = False
         try:
             while (planned := spec.plan(self.context, prior, results)) is not None:
                 name, probe = planned
                 left = deadline - (time.monotonic() - begun)
-                if self.context.run_until is not None:
-                    left = min(left, self.context.run_until - time.time())
+                if self.context.run_until is not None and self.context.run_until - time.time() < left:
+                    left, cut = self.context.run_until - time.time(), True
                 results[name] = self._supervise(
                     dataclasses.replace(probe, deadline_s=max(0.05, min(probe.deadline_s, left)))
                 )
                 if name not in spec.optional and results[name].ending is not Ending.ANSWERED:
                     break
+            if cut and any(result.ending in HUNG for result in results.values()):
+                # The stage still had time: that it had none left of the run's says nothing about the host.
+                text = "cut off by the deadline of the whole run (--gpu-deadline)"
+                return self._record(spec, Outcome.INTERRUPTED, text, started, time.monotonic() - begun)
             judgement = spec.judge(StageInput(self.context, results, prior, deadline))
         except Exception:
             # Our own defect must be a result, never a traceback that ends the run and never a green.

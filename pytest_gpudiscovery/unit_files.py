@@ -34,6 +34,12 @@ class Who:
     env: Mapping[str, str] | None = None  # None: the caller's
     cwd: str | None = None
     not_adopted: tuple[Mapping[str, str], ...] = field(default_factory=tuple)
+    refused: str = ""  # why a service that was found cannot be probed as
+
+    @property
+    def identity_name(self) -> str:
+        """The user's name, or the number where it has none."""
+        return (self.identity.name or str(self.identity.uid)) if self.identity else "nobody in particular"
 
 
 def read_env_file(path: str) -> dict[str, str]:
@@ -66,23 +72,29 @@ def service(unit: str = "ollama.service", directories: tuple[str, ...] = UNIT_DI
         return None
     path, source = os.path.join(where, unit), f"systemd unit {unit}"
     if not os.access(path, os.R_OK):
-        return Who(None, "caller", not_adopted=({"what": source, "why": f"{path} may not be read"},))
+        return _refused(source, f"{path} may not be read")
     settings = _settings([path, *_dropins(unit, directories)])
+    if _last(settings, "DynamicUser").lower() in ("yes", "true", "1", "on") and not _last(settings, "User"):
+        return _refused(f"DynamicUser of {unit}", "systemd makes that user anew at each start")
     user = _last(settings, "User") or "root"
     try:
         entry = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
     except KeyError:
-        return Who(None, "caller", not_adopted=({"what": f"user {user} of {unit}", "why": "no such user here"},))
+        return _refused(f"user {user} of {unit}", "no such user here")
     try:
         group = _last(settings, "Group")
         gid = _group_id(group) if group else entry.pw_gid
         extra = {_group_id(name) for line in settings.get("SupplementaryGroups", []) for name in line.split()}
     except KeyError as error:
-        return Who(None, "caller", not_adopted=({"what": f"group {error} of {unit}", "why": "no such group here"},))
+        return _refused(f"group {error} of {unit}", "no such group here")
     identity = Identity(entry.pw_uid, gid, tuple(sorted({*os.getgrouplist(entry.pw_name, gid), *extra})), entry.pw_name)
     env, problems = _environment(settings, entry)
     kept = ({"what": f"limits, cgroup and sandbox of {unit}", "why": "not read in this version"},)
     return Who(identity, source, env, _last(settings, "WorkingDirectory") or "/", (*problems, *kept))
+
+
+def _refused(what: str, why: str) -> Who:
+    return Who(None, "caller", not_adopted=({"what": what, "why": why},), refused=f"{what} cannot be adopted ({why})")
 
 
 def _dropins(unit: str, directories: tuple[str, ...]) -> list[str]:

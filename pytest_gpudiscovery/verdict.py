@@ -38,7 +38,7 @@ def conclude(engine: Engine, *, started: float, selection: Mapping[str, Any], no
         versions=_versions(facts),
         context=dict(context.adopted),
         profile=dict(context.profile),
-        verdict=_state(stages),
+        verdict=_state(stages, engine.target, bool(context.not_adopted)),
         blockers=resolve(records.values(), numbers),
         gpus=_gpus(facts),
         closures=tuple(facts.get("closure", {}).get("closures") or ()),
@@ -62,7 +62,7 @@ def exit_code(verdict: Verdict, *, pytest_status: int, strict: bool) -> int:
     return PYTEST_FAILED if pytest_status == PYTEST_FAILED else PYTEST_OK
 
 
-def _state(stages: tuple[StageRecord, ...]) -> State:
+def _state(stages: tuple[StageRecord, ...], target: str, somebody_else: bool) -> State:
     required = [record for record in stages if record.required]
     by_name = {record.name: record for record in stages}
     for record in required:
@@ -71,8 +71,10 @@ def _state(stages: tuple[StageRecord, ...]) -> State:
             return State.BLOCKED
     if not required or any(not record.outcome.lets_others_run for record in required):
         return State.INCOMPLETE
-    if any(_unanswered(record) for record in required):
+    if any(_unanswered(record) for record in required) or somebody_else:
         return State.INCOMPLETE
+    if by_name[target].outcome is Outcome.NOT_APPLICABLE:
+        return State.INCOMPLETE  # what was asked for has no answer here
     clean = (Outcome.PASSED, Outcome.NOT_APPLICABLE, Outcome.NOT_SELECTED)
     if any(record.outcome not in clean for record in stages):
         return State.DEGRADED

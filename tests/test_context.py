@@ -72,6 +72,7 @@ def test_an_environment_file_is_adopted(tmp_path: Path) -> None:
         (Settings(simulate="h100:no.such.fault"), "--gpu-simulate=h100:no.such.fault"),
         (Settings(as_service="env:/no/such/file"), "--gpu-as=env:/no/such/file"),
         (Settings(as_service="pid:1"), "not part of this version"),
+        (Settings(profile="h200", until="driver"), "--gpu-until=driver ends before that stage"),
     ],
 )
 def test_what_cannot_be_used_is_one_line(settings: Settings, words: str, tmp_path: Path) -> None:
@@ -95,3 +96,9 @@ def test_a_low_limit_on_descriptors_is_raised_for_us_and_given_back_to_probes() 
 def test_the_host_is_named_and_a_simulated_one_as_such() -> None:
     assert set(context.host(None)) == {"name", "kernel", "glibc", "arch"}
     assert context.host("h100")["name"] == "simulated h100"
+
+
+def test_an_environment_file_reaches_a_simulated_host_too(tmp_path: Path) -> None:
+    (tmp_path / "env").write_text("CUDA_VISIBLE_DEVICES=\n")
+    built = context.build(Settings(as_service=f"env:{tmp_path}/env", simulate="h100"), str(tmp_path))
+    assert built.env["CUDA_VISIBLE_DEVICES"] == ""

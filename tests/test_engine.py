@@ -219,3 +219,32 @@ def test_steps_of_several_probes_keep_their_names_and_order(tmp_path: Path) -> N
         context(), str(tmp_path), {"kernel": spec}, Children(x=result(steps=(Step("read", 0.0, 0.1),)))
     ).ensure("kernel")
     assert [step.name for step in record.steps] == ["p0: read", "p1: read"]
+
+
+def test_a_probe_that_the_deadline_of_the_run_cut_off_says_nothing_of_the_host(tmp_path: Path) -> None:
+    gate = engine(tmp_path, Children(kernel=hang()), run_until=time.time() + 1)
+    assert gate.ensure("kernel").outcome is Outcome.INTERRUPTED
+
+
+def test_a_run_directory_that_is_full_is_no_answer_and_no_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = engine(tmp_path, Children())
+
+    def full(_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gate.ledger, "write", full)
+    record = gate.ensure("kernel")
+    assert record.outcome is Outcome.PROBE_ERROR
+    assert "No space left on device" in record.summary
+
+
+def test_while_ollama_cannot_be_asked_a_broken_driver_still_blocks(tmp_path: Path) -> None:
+    table = {
+        **TABLE,
+        "runtime": stage(8, "runtime", ("driver",)),
+        "serve": stage(13, "serve", ("package",), built=False),
+    }
+    assert "driver" in Engine(context(), str(tmp_path), table, Children()).required
+    assert "driver" not in Engine(context(target="closure"), str(tmp_path), table, Children()).required

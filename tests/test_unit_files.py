@@ -55,6 +55,14 @@ def test_a_user_that_the_host_lacks_is_said_and_not_replaced_in_silence(tmp_path
     assert who is not None
     assert who.identity is None
     assert who.not_adopted[0]["what"] == "user no-such-user-here of ollama.service"
+    assert "no-such-user-here" in who.refused
+
+
+def test_a_dynamic_user_cannot_be_adopted(tmp_path: Path) -> None:
+    who = unit_files.service(directories=unit(tmp_path, "[Service]\nDynamicUser=yes\n"))
+    assert who is not None
+    assert who.identity is None
+    assert "DynamicUser" in who.refused
 
 
 def test_an_environment_file_is_read_and_a_missing_one_is_said(tmp_path: Path) -> None:

@@ -33,7 +33,6 @@ TABLE = {
     spec.name: spec
     for spec in (stage(4, "kernel"), stage(5, "nvml", ("kernel",)), stage(6, "driver", ("kernel",)), stage(7, "last"))
 }
-GREEN = (Outcome.PASSED, Outcome.NOT_APPLICABLE)
 
 
 def verdict_of(directory: Path, records: list[StageRecord], target: str = "driver") -> Verdict:
@@ -60,7 +59,7 @@ def test_no_outcome_of_a_required_stage_but_passed_is_ready(tmp_path: Path, outc
     found = verdict_of(tmp_path, [*records, record(name, outcome)])
     expected = (
         State.READY
-        if outcome in GREEN
+        if outcome is Outcome.PASSED or (outcome is Outcome.NOT_APPLICABLE and name == "kernel")
         else State.DEGRADED
         if outcome is Outcome.WARNED
         else State.BLOCKED
@@ -162,3 +161,21 @@ def test_records_survive_the_way_through_json(tmp_path: Path) -> None:
     engine = Engine(context(), str(tmp_path), TABLE, lambda _: hang())
     original = engine.ensure("driver")
     assert record_from_json(json.loads(json.dumps(to_json(original)))) == original
+
+
+def test_a_target_without_an_answer_is_no_green(tmp_path: Path) -> None:
+    records = [record("kernel", Outcome.PASSED), record("driver", Outcome.NOT_APPLICABLE)]
+    assert verdict_of(tmp_path, records).verdict is State.INCOMPLETE
+
+
+def test_probing_as_somebody_else_than_the_service_is_incomplete(tmp_path: Path) -> None:
+    engine = Engine(context(target="driver", not_adopted="why"), str(tmp_path), TABLE, lambda _: result())
+    engine.complete()
+    assert conclude(engine, started=1000.0, selection={}).verdict is State.INCOMPLETE
+
+
+def test_a_profile_makes_enumeration_required(tmp_path: Path) -> None:
+    table = {**TABLE, "enumeration": stage(7, "enumeration", ("driver",)), "runtime": stage(8, "runtime", ("kernel",))}
+    for profile, required in (({"profile": "any"}, False), ({"profile": "eight", "count": [8, 8]}, True)):
+        engine = Engine(context(target="runtime", profile=profile), str(tmp_path), table, lambda _: result())
+        assert ("enumeration" in engine.required) is required

@@ -115,34 +115,37 @@ def _fine(row: str, child: Facts, subject: Subject, failed: bool) -> Check:
 
 def _problems(child: Facts, subject: Subject) -> list[Check]:
     """Return a check per cause, the decisive problem first; consequences of a missing file are left out."""
-    checks: dict[str, Check] = {}
     direct = [item for item in objects(child.get("problems")) if item.get("follows") is not True]
     if child.get("outcome") != "loads" and not direct:
         direct = [{"outcome": child.get("outcome"), "text": child.get("message"), "kind": "process", "subject": ""}]
+    first: dict[str, Facts] = {}
+    texts: dict[str, list[str]] = {}
     for problem in direct:
         if problem.get("kind") in ("preload", "process") and child.get("outcome") == "loads":
             continue  # ld.so goes on without it; stage 02 judges preloads
         cause = cause_of(problem, child)
-        text = str(problem.get("text"))
-        facts = {
-            "text": text,
-            "short": _short(text),
-            "library": child.get("library"),
-            "file": posixpath.basename(str(child.get("library"))),
-            "object": _object(problem, child),
-            "name": posixpath.basename(_object(problem, child)),
-            "requester": posixpath.basename(str(problem.get("requester") or child.get("library"))),
-            "directory": subject.path,
-            "lib": subject.lib,
-            "exe": child.get("exe"),
-        }
-        if cause not in checks:
-            checks[cause] = found(cause, facts, subject=subject.text, expected="loads", observed=text, evidence=[text])
-        else:
-            finding = checks[cause].finding
-            if finding is not None and isinstance(finding.evidence, list):
-                finding.evidence.append(text)
-    return list(checks.values())
+        first.setdefault(cause, problem)
+        texts.setdefault(cause, []).append(str(problem.get("text")))
+    return [_finding(cause, problem, texts[cause], child, subject) for cause, problem in first.items()]
+
+
+def _finding(cause: str, problem: Facts, texts: list[str], child: Facts, subject: Subject) -> Check:
+    """Return the check for CAUSE, worded by its first PROBLEM; further ones of the same cause are its evidence."""
+    text, thing = texts[0], _object(problem, child)
+    facts = {
+        "text": text,
+        "short": _short(text),
+        "library": child.get("library"),
+        "file": posixpath.basename(str(child.get("library"))),
+        "object": thing,
+        "name": posixpath.basename(thing),
+        "requester": posixpath.basename(str(problem.get("requester") or child.get("library"))),
+        "directory": subject.path,
+        "lib": subject.lib,
+        "exe": child.get("exe"),
+    }
+    more = texts[1:] or None
+    return found(cause, facts, subject=subject.text, expected="loads", observed=text, evidence=more)
 
 
 def _short(text: str) -> str:

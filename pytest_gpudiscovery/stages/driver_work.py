@@ -29,10 +29,9 @@ def judge_device(device: Mapping[str, Any], seconds: Seconds) -> list[Check]:
     checks = _identity(device, subject)
     checks += _granularity(device, subject)
     if device.get("in_use_by"):
-        facts = {"ordinal": ordinal, "pids": ", ".join(str(pid) for pid in device["in_use_by"])}
-        checks.append(found("driver.context.in_use", facts, subject=subject, observed=device["in_use_by"]))
-        reason = f"GPU in use by PID {facts['pids']}"
-        return [*checks, *(unknown(row, reason, Kind.RISK, subject=subject) for row in ("P50", "P53", "P54"))]
+        # A risk and not a blocker: the process that holds the GPU is itself the proof that contexts can be made.
+        reason = f"GPU in use by PID {', '.join(str(pid) for pid in device['in_use_by'])}"
+        return [*checks, *(unknown(row, reason, Kind.RISK, subject=subject) for row in ("P52", "P50", "P53", "P54"))]
     if "work" in device:
         checks += _work(device, subject, seconds)
     return checks

@@ -8,7 +8,7 @@ from typing import Any
 
 from pytest_gpudiscovery.model import Check
 from pytest_gpudiscovery.stages.identity import capability, integer, mapping, sequence
-from pytest_gpudiscovery.stages.spec import found, passed
+from pytest_gpudiscovery.stages.spec import found, passed, unknown
 from pytest_gpudiscovery.stages.views import Row
 
 MIB = 1 << 20
@@ -56,10 +56,26 @@ def _gpu(profile: Mapping[str, Any], name: str, row: Row) -> list[Check | None]:
         checks.append(differs("cc", " or ".join(str(value) for value in wanted), capability(cuda.get("cc"))))
     if not row.mig:  # an instance has a share of its GPU's memory and SMs
         checks += [_memory(profile, cuda, nvml, differs), _sm_count(profile, cuda, differs)]
+        if sequence(profile.get("memory_mib")) and _total(cuda, nvml) is None:
+            checks.append(_unread(row, name, "a memory size"))
+        if sequence(profile.get("sm_count")) and integer(cuda.get("sm_count")) is None:
+            checks.append(_unread(row, name, "a number of SMs"))
+    if profile.get("ecc") in ("on", "off") and nvml.get("ecc") is None:
+        checks.append(_unread(row, name, f"ECC {profile['ecc']}"))
     for what, has in (("mig", row.mig), ("ecc", nvml.get("ecc"))):
         if profile.get(what) in ("on", "off") and has is not None and has is not (profile[what] == "on"):
             checks.append(differs(what, profile[what], "on" if has else "off"))
     return checks
+
+
+def _unread(row: Row, name: str, what: str) -> Check:
+    """What the profile asks for and nobody told: neither right nor wrong."""
+    return unknown("P78", f"profile {name} expects {what}, and no library told it", subject=row.subject)
+
+
+def _total(cuda: Mapping[str, Any], nvml: Mapping[str, Any]) -> int | None:
+    told = integer(mapping(nvml.get("memory")).get("total"))
+    return integer(cuda.get("total_memory")) if told is None else told
 
 
 def _memory(profile: Mapping[str, Any], cuda: Mapping[str, Any], nvml: Mapping[str, Any], differs: Any) -> Check | None:

@@ -31,6 +31,7 @@ class RunContext:
     notes: tuple[str, ...] = ()  # what could not be adopted or read while this context was built
     adopted: Mapping[str, Any] = field(default_factory=dict)  # the verdict's `context` object
     host: Mapping[str, Any] = field(default_factory=dict)  # the verdict's `host` object
+    not_adopted: str = ""  # a service was found and probes cannot run as it: then nothing here speaks for it
 
 
 @dataclass(frozen=True)

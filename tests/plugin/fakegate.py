@@ -2,8 +2,8 @@
 
 The eight stages have the names, numbers and order of the real ones; what each does comes from the variable
 FAKE_STAGES ("driver=hang kernel=warn"), and each start of a probe is a line in the file FAKE_LOG. FAKE_CRASH names a
-stage: the first pytest-xdist worker that comes to it is killed. FAKE_LATER names stages of later versions to add,
-FAKE_FULL makes the reports' disk full.
+stage: the first pytest-xdist worker that comes to it is killed. FAKE_LATER names stages to add as those of a later
+version, FAKE_FULL makes the reports' disk full.
 """
 
 from __future__ import annotations
@@ -103,6 +103,8 @@ if "FAKE_FULL" in os.environ:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), directory)
 
     vars(verdict_json)["write"] = _full
-LATER = [spec for spec in stages.LATER if spec.name in os.environ.get("FAKE_LATER", "").split()]
-vars(stages)["table"] = lambda: {**TABLE, **{spec.name: spec for spec in LATER}}
+WANTED = os.environ.get("FAKE_LATER", "").split()
+LATER = [dataclasses.replace(stages.table()[name], built=False) for name in WANTED]
+if __name__ == "fakegate":  # as the plugin; a test module that imports from here keeps the real table
+    vars(stages)["table"] = lambda: {**TABLE, **{spec.name: spec for spec in LATER}}
 vars(pytest_gpudiscovery.run)["Engine"] = functools.partial(Engine, supervise=supervise)

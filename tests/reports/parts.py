@@ -201,9 +201,13 @@ def late(at: float = 1.2) -> list[StageRecord]:
 
 
 def later(required: bool = False) -> list[StageRecord]:
-    """Return the stages that this version lacks."""
+    """Return what comes after stage 08: closure, and the stages that this version lacks."""
     text = "not part of this version of the gate" if required else "after the target runtime"
-    return [
+    row = passed("P24", subject="dir:cuda_v12", observed={"symbols_checked": 1201, "objects": 12})
+    closure = record("closure", Outcome.PASSED, "cuda_v12: loads, native; compute capability 9.0", 0.1, checks=(row,))
+    if not required:
+        closure = record("closure", Outcome.NOT_SELECTED, text, 0.0, required=False, started=0.0)
+    return [closure] + [
         record(spec.name, Outcome.NOT_SELECTED, text, 0.0, required=required, started=0.0, deadline_s=0.0)
         for spec in stages.LATER
     ]

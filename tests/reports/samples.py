@@ -155,7 +155,11 @@ def simulated() -> Verdict:
 
 def begun() -> Verdict:
     """What is written before the first probe."""
-    records = [record(name, Outcome.NOT_SELECTED, "nothing asked for it", 0.0, started=0.0) for name in stages.BUILT]
+    records = [
+        record(name, Outcome.NOT_SELECTED, "nothing asked for it", 0.0, started=0.0)
+        for name in stages.BUILT
+        if name != "closure"
+    ]
     return verdict(State.INCOMPLETE, [*records, *later()], gpus=(), host={}, versions={}, context={}, profile={})
 
 

@@ -110,7 +110,7 @@ def test_a_blocked_host_says_at_once_in_what_since_when_and_what_to_do() -> None
     [
         (samples.blocked_in_cuinit, "dmesg", "safe reads only"),
         (samples.needs_reset, "nvidia-smi --gpu-reset -i 0", "destructive ends work that runs on the GPU"),
-        (samples.incomplete, "pytest --gpu-discovery --gpu-until runtime", "safe"),
+        (samples.incomplete, "pytest --gpu-discovery --gpu-until closure", "safe"),
     ],
 )
 def test_the_next_command_stands_alone_and_says_what_it_does(

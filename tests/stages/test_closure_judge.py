@@ -331,3 +331,27 @@ def test_any_message_has_a_cause(text: str, outcome: str) -> None:
     for kind in ("symbol", "version", "file"):
         problem = {"kind": kind, "outcome": outcome, "text": f"/x: undefined symbol: {text}", "subject": text}
         assert closure_library.cause_of(problem, child()).startswith("closure.")
+
+
+@pytest.mark.parametrize(("other", "outcome"), [("loads", None), ("error", Outcome.TIMED_OUT)])
+def test_a_hang_in_one_of_two_directories(other: str, outcome: Outcome | None) -> None:
+    """A dead file server below one directory does not stop an Ollama that has another one."""
+    v13 = {"name": "cuda_v13", "path": f"{LIB}/cuda_v13", "backend": f"{LIB}/cuda_v13/libggml-cuda.so"}
+    package = {**PACKAGE, "gpu_dirs": [*PACKAGE["gpu_dirs"], v13]}
+    prior = {
+        "package": record("package", Outcome.PASSED, facts=package),
+        "kernel": record("kernel", Outcome.PASSED, facts=KERNEL),
+    }
+    # In a directory of CUDA 13 the libraries of 12 would be a fault of their own.
+    names = [{"name": "libcuda.so.1", "path": "/usr/lib/libcuda.so.1"}]
+    seen = answer(models={"child": child(names=names, outcome=other, message="" if other == "loads" else "no")})
+    hung = result(Ending.TIMED_OUT, answer=None, steps=(Step("predict dlopen(x)", 0.1, None),))
+    results = {"cuda_v12": hung, "cuda_v13": result(answer=seen)}
+    judgement = closure.judge(StageInput(context(), results, prior, 5.0))
+    assert causes(judgement)["closure.read_hang"] == ("warned" if other == "loads" else "failed")
+    assert judgement.outcome is outcome
+    shares = [closure.plan(context(), prior, {}), closure.plan(context(), prior, {"cuda_v12": hung})]
+    assert [(planned[0], planned[1].deadline_s) for planned in shares if planned] == [
+        ("cuda_v12", 2.5),
+        ("cuda_v13", 2.5),
+    ]

@@ -159,7 +159,12 @@ def test_a_gpu_in_use_gets_no_context_and_no_block() -> None:
     seen["gpus"][0]["in_use_by"] = [4711]
     checks = checks_of(seen)
     assert bad(checks) == []
-    assert {check.prerequisite for check in checks if check.outcome is CheckOutcome.UNKNOWN} == {"P50", "P53", "P54"}
+    assert {check.prerequisite for check in checks if check.outcome is CheckOutcome.UNKNOWN} == {
+        "P50",
+        "P52",
+        "P53",
+        "P54",
+    }
     assert any("4711" in check.reason for check in checks)
 
 
