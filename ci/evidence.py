@@ -49,12 +49,12 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write(name: str, text: str, command: str, machine: str) -> Path:
-    """Write docs/evidence/NAME with its header and return the path."""
+def write(name: str, text: str, command: str, machine: str, ran: str = "") -> Path:
+    """Write docs/evidence/NAME with its header and return the path; RAN is the commit that ran, default this one."""
     body = redact(text)
     header = "\n".join(
         (
-            f"commit:  {commit()}",
+            f"commit:  {ran or commit()}",
             f"date:    {datetime.now(timezone.utc).isoformat(timespec='seconds')}",
             f"command: {redact(command)}",
             f"machine: {machine}",
@@ -87,13 +87,15 @@ def main() -> int:
     parser.add_argument("--file", type=Path)
     parser.add_argument("--command", default="")
     parser.add_argument("--machine", default="")
+    parser.add_argument("--commit", default="", help="the commit that was run, where it is not the present one")
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
     if options.check:
         return min(1, check())
     if not (options.name and options.file and options.command and options.machine):
         parser.error("NAME, --file, --command and --machine are needed")
-    print(write(options.name, options.file.read_text(errors="replace"), options.command, options.machine))
+    text = options.file.read_text(errors="replace")
+    print(write(options.name, text, options.command, options.machine, options.commit))
     return 0
 
 

@@ -34,6 +34,11 @@ class Choice:
     paths: tuple[str, ...]
     restored: tuple[tuple[str, Any], ...] = ()  # ambient options put back to what the command line says
 
+    @property
+    def ours(self) -> bool:
+        """Whether packaged suites are among what was asked for, so that the verdict counts for the exit code."""
+        return self.alone or any(map(is_ours, self.paths))
+
 
 CHOICE: pytest.StashKey[Choice] = pytest.StashKey()
 
@@ -78,16 +83,20 @@ def translate(path: str) -> str:
 def apply(config: pytest.Config) -> None:
     """Apply the choice to the fully parsed CONFIG, before pytest-xdist reads how many workers are wanted."""
     choice = config.stash[CHOICE]
-    for path in choice.paths:
-        name = path.partition("::")[0].rstrip("/")
-        if name.startswith(PREFIX + "/") and not (FOLDER / name[len(PREFIX) + 1 :]).is_file():
-            known = ", ".join(sorted(file.name for file in FOLDER.glob("test_*.py")))
-            raise pytest.UsageError(f"{name}: no such suite; there are {known}")
     config.args[:] = [translate(arg) for arg in config.args]
     for name, value in choice.restored:
         setattr(config.option, name, value)
     if choice.alone:
         config.option.maxfail = 0  # a stage that did not pass keeps the next ones from running; -x would hide them
+
+
+def refuse_unknown(choice: Choice) -> None:
+    """Raise UsageError when CHOICE names a suite that there is not."""
+    for path in choice.paths:
+        name = path.partition("::")[0].rstrip("/")
+        if name.startswith(PREFIX + "/") and not (FOLDER / name[len(PREFIX) + 1 :]).is_file():
+            known = ", ".join(sorted(file.name for file in FOLDER.glob("test_*.py")))
+            raise pytest.UsageError(f"{name}: no such suite; there are {known}")
 
 
 class SuiteDirectory(pytest.Directory):

@@ -74,6 +74,7 @@ class Finish:
         self._run, self._settings, self._choice = run, settings, choice
         self._console, self._sigterm = console, sigterm
         self._failed: list[tuple[str, str | None]] = []
+        self._written = False
         self.verdict: Verdict | None = None
 
     def failed(self, nodeid: str, stage: str | None) -> None:
@@ -84,21 +85,23 @@ class Finish:
         """Run what is missing, write verdict.json; return the verdict and the exit code. STATUS is pytest's own."""
         run = self._run
         run.selection = selection
-        worst: Verdict | None = None
+        repeats = attempts.Repeats(run, self._settings.repeat, self._console.note)
         try:
             if status == pytest.ExitCode.INTERRUPTED:
                 self._interrupted()
             elif status in CONCLUSIVE and selection["whole"] and not selection["narrowed"]:
                 run.complete()
                 if self._settings.repeat > 1:
-                    worst = attempts.repeat(run, run.verdict(), self._settings.repeat, self._console.note)
+                    repeats.go()
         except KeyboardInterrupt:
             status = pytest.ExitCode.INTERRUPTED
             self._interrupted()
         self._sigterm.close()
         self._console.stop()
         run.publish()
-        self.verdict = worst or run.verdict()
+        self.verdict = run.verdict()
+        if self._settings.repeat > 1:
+            self.verdict = repeats.verdict(interrupted=status == pytest.ExitCode.INTERRUPTED)
         self._write(self.verdict)
         return self.verdict, self._exit_code(status, self.verdict)
 
@@ -109,8 +112,10 @@ class Finish:
             self._run.close(verdict)
         except OSError as error:
             where = os.path.join(directory, verdict_json.NAME)
-            self._console.note(f"{where} could not be written: {error.strerror or error}")
+            older = "; the one there is of an earlier moment of this run" if self._run.stands() else ""
+            self._console.note(f"{where} could not be written: {error.strerror or error}{older}")
             return
+        self._written = True
         for name in DERIVED:
             try:
                 importlib.import_module(f"pytest_gpudiscovery.reports.{name}").write(directory, verdict)
@@ -128,9 +133,9 @@ class Finish:
     def _exit_code(self, status: int, verdict: Verdict) -> int:
         if status == pytest.ExitCode.INTERRUPTED and self._sigterm.came:
             return EXIT_CODE
-        if not self._choice.alone:
+        if not self._choice.ours:
             return status  # users' own tests: pytest's result counts, the verdict gates their fixtures
-        if status == pytest.ExitCode.TESTS_FAILED and not self._unexplained():
+        if self._choice.alone and status == pytest.ExitCode.TESTS_FAILED and not self._unexplained():
             status = pytest.ExitCode.OK  # items failed because of stages, and those are in the verdict
         code = exit_code(verdict, pytest_status=status, strict=self._settings.strict)
         return exitcodes.translate(code, verdict, self._settings.exit, strict=self._settings.strict)
@@ -156,4 +161,4 @@ class Finish:
                     console.block(wording.failure_block(record, self._run.numbers, lost))
             for nodeid in self._unexplained():
                 console.note(f"{nodeid} failed although its stage did not")
-        console.last(verdict, code, os.path.join(self._settings.report, verdict_json.NAME))
+        console.last(verdict, code, os.path.join(self._settings.report, verdict_json.NAME) if self._written else None)

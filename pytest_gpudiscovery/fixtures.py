@@ -84,8 +84,10 @@ def require(item: pytest.Item, run: Run) -> None:
     for marker in item.iter_markers("gpu_ready"):
         target = _until(marker) or run.engine.target
         record = run.ensure(target)
-        if not record.outcome.lets_others_run:
+        if record.outcome is Outcome.NOT_APPLICABLE or not record.outcome.lets_others_run:
             _fail(record, run)
+        for name in run.engine.ancestors(target):
+            _must_be_answered(run.ensure(name), run)
     for marker in item.iter_markers("gpu"):
         gpus = _gpus(run)
         fitting = [gpu for gpu in gpus if fits(gpu, **_without_count(marker.kwargs))]
@@ -95,6 +97,16 @@ def require(item: pytest.Item, run: Run) -> None:
             pytest.fail(
                 f"gpu({wanted}): {len(fitting)} of {count} such GPUs; this host has {_list(gpus)}", pytrace=False
             )
+
+
+def _must_be_answered(record: StageRecord, run: Run) -> None:
+    """Fail when RECORD did not pass, or when nobody was allowed to look at something that can block."""
+    if not record.outcome.lets_others_run:
+        _fail(record, run)
+    for check in record.checks:
+        if check.outcome is CheckOutcome.UNKNOWN and check.kind is Kind.BLOCKING:
+            where = wording.label(run.numbers[record.name], record.name)
+            pytest.fail(f"{where}: {check.prerequisite} is unknown: {check.reason}", pytrace=False)
 
 
 def fits(gpu: Mapping[str, Any], *, name: str | None = None, cc: Any = None, memory: Any = None) -> bool:

@@ -70,6 +70,7 @@ class Gate:
             self._directory = given["directory"]
             context = contexts.load(self._directory)
             self.run = Run(context, self.stages, started=given["started"], report=given["report"])
+            self.run.unfinished = given["unfinished"]
         else:
             self._begin()
         self._selection = Selection(self.choice, self._directory)
@@ -78,10 +79,12 @@ class Gate:
     def _begin(self) -> None:
         config = self.config
         start.refuse_distribution(config)
+        collection.refuse_unknown(self.choice)
         try:
             self._settings = settings = start.settle(config, self.stages)
             self._directory = private_directory()
             config.add_cleanup(lambda: shutil.rmtree(self._directory, ignore_errors=True))
+            start.refuse_partial_repeat(config, self.choice, settings.repeat)
             context = contexts.build(settings, self._directory)
         except options.UsageProblem as problem:
             raise pytest.UsageError(str(problem)) from None
@@ -91,7 +94,13 @@ class Gate:
         self._console = console = Console(config, self.numbers, quiet=quiet, steps=verbosity > 0)
         self.run = Run(context, self.stages, started=time.time(), report=settings.report, show=console.stage)
         self.run.notes += start.absent(config, self.choice)
-        if (trouble := self.run.begin()) is not None:
+        if settings.repeat > 1:
+            self.run.unfinished = attempts.progress(1, settings.repeat)
+        try:
+            trouble = self.run.begin()
+        except options.UsageProblem as problem:
+            raise pytest.UsageError(str(problem)) from None
+        if trouble is not None:
             self.run.notes.append(trouble)
         sigterm = Sigterm()
         self._finish = finish = Finish(self.run, settings, self.choice, console, sigterm)
@@ -111,8 +120,9 @@ class Gate:
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
         """Tell a pytest-xdist worker where the run is."""
-        shared = {"directory": self._directory, "started": self.run.started, "report": self.run.report}
-        node.workerinput["gpu_discovery"] = shared
+        run = self.run
+        shared = {"directory": self._directory, "started": run.started, "report": run.report}
+        node.workerinput["gpu_discovery"] = {**shared, "unfinished": run.unfinished}
 
     # -- items ----------------------------------------------------------------------------------------------------
 
@@ -140,6 +150,9 @@ class Gate:
         """Note which stages are still asked for, and put pytest-timeout's belt around the items."""
         worker = self._worker["workerid"] if self._worker is not None else None
         self._selection.kept(_stages_of(session.items), worker)
+        if self._settings.repeat > 1 and self._selection.as_json(collect_only=False)["narrowed"]:
+            what = "a selection that leaves out stages"  # by --lf, a conftest or another plugin
+            raise pytest.UsageError(start.partial_repeat(self._settings.repeat, what))
         if start.has_timeout(self.config):
             limits = [deadline_for(self.run.context, name, spec.deadline_s) for name, spec in self.stages.items()]
             limit = sum(limits) + AFTER_DEADLINE_S * len(limits) + BELT_S

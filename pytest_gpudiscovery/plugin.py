@@ -6,6 +6,7 @@ counts the modules (ci/check_inactive.py).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Generator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -115,12 +116,23 @@ def _import_as_compiled(config: pytest.Config) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object]:
-    """Put aside what the user's ini says about selection and workers; a wrapper, to be there before pytest-xdist."""
-    if config.getoption("gpu_discovery"):
-        from pytest_gpudiscovery import collection
+    """Put aside what the user's ini says about selection and workers; a wrapper, to be there before pytest-xdist.
 
-        collection.apply(config)
-    return (yield)
+    A usage error ends with pytest's exit code 4, or the one that --gpu-exit has for it.
+    """
+    if not config.getoption("gpu_discovery"):
+        return (yield)
+    from pytest_gpudiscovery import collection, start
+
+    collection.apply(config)
+    try:
+        return (yield)
+    except pytest.UsageError as error:
+        code = start.usage_exit(config)
+        if code is None:
+            raise
+        print(*(f"ERROR: {text}" for text in error.args), sep="\n", file=sys.stderr)
+        return code
 
 
 @pytest.hookimpl(trylast=True)

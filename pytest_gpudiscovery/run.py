@@ -7,7 +7,9 @@ directory's last word; workers write intermediate verdicts only.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
+import math
 import os
 import shutil
 import tempfile
@@ -17,13 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from pytest_gpudiscovery.engine import Engine
-from pytest_gpudiscovery.model import StageRecord, Verdict
+from pytest_gpudiscovery.model import StageRecord, State, Verdict
 from pytest_gpudiscovery.options import UsageProblem
 from pytest_gpudiscovery.reports import verdict_json
 from pytest_gpudiscovery.stages.spec import RunContext, StageSpec
 from pytest_gpudiscovery.verdict import conclude
 
 LEDGER = "run"  # the folder of the records in the run directory
+BEFORE = ".before"  # added to the name of the folder: the records of the attempt before
 CLOSED = "closed"  # there once the controller wrote the final verdict
 LAST_WORD_S = 2.0  # a writer that holds the lock for longer hangs in its disk; atomic replacement still holds
 FALLBACK_DIRECTORIES = ("/dev/shm", "/run")  # noqa: S108 - made private by mkdtemp; where TMPDIR and /tmp are full or gone: that is stage 03's to judge
@@ -58,6 +61,7 @@ class Run:
         self.context, self.stages, self.started, self.report = context, stages, started, report
         self.notes: list[str] = []
         self.selection: dict[str, Any] = {}
+        self.unfinished: str | None = None  # why what is published before the last word is no answer yet
         self._directory = os.path.join(context.run_dir, ledger)
         self.show = show
         self._shown: set[str] = set()
@@ -70,14 +74,30 @@ class Run:
         return {name: spec.number for name, spec in self.stages.items()}
 
     def begin(self) -> str | None:
-        """Move an older verdict aside and write an incomplete one; returns what went wrong, None when nothing did."""
+        """Move an older verdict aside and write an incomplete one; returns what went wrong, None when nothing did.
+
+        Raises UsageProblem when an older verdict.json stays: whoever reads it would take it for this run's.
+        """
         try:
-            verdict_json.begin(self.report, self.verdict())
+            verdict_json.begin(self.report, self._so_far())
         except OSError as error:
-            return (
-                f"reports cannot be written to {self.report} ({error.strerror or error}); a verdict.json there is old"
-            )
+            why = error.strerror or str(error)
+            if (stands := self.stands()) is not False:
+                where = os.path.join(self.report, verdict_json.NAME)
+                old = f"the old {where} stands" if stands else f"whether an old {where} stands cannot be seen"
+                raise UsageProblem(f"{old} and cannot be replaced ({why}); expected a directory to write to") from None
+            return f"reports cannot be written to {self.report} ({why})"
         return None
+
+    def stands(self) -> bool | None:
+        """Whether there is a verdict.json in the report directory, None when nobody lets us look."""
+        try:
+            os.lstat(os.path.join(self.report, verdict_json.NAME))
+        except PermissionError:
+            return None
+        except OSError:
+            return False
+        return True
 
     def ensure(self, name: str) -> StageRecord:
         """Return the record of stage NAME; runs what is needed, shows each stage as it ends."""
@@ -91,10 +111,29 @@ class Run:
             self.ensure(name)
 
     def again(self) -> None:
-        """Forget every record: the next `ensure` asks the host anew."""
+        """Put every record aside: the next `ensure` asks the host anew."""
+        shutil.rmtree(self._directory + BEFORE, ignore_errors=True)
+        os.replace(self._directory, self._directory + BEFORE)
+        self._reopen()
+
+    def back(self) -> None:
+        """Drop what was asked since `again`, and take the records that it put aside."""
         shutil.rmtree(self._directory, ignore_errors=True)
+        os.replace(self._directory + BEFORE, self._directory)
+        self._reopen()
+
+    def _reopen(self) -> None:
         self._shown.clear()
         self.engine = Engine(self.context, self._directory, self.stages)
+
+    def time_left(self) -> float:
+        """Return the seconds until the run's deadline; infinite without one."""
+        return math.inf if self.context.run_until is None else self.context.run_until - time.time()
+
+    def hung(self) -> str | None:
+        """Return the first stage a probe of which hung, None when none did."""
+        records = self.engine.records().items()
+        return next((n for n, r in records if isinstance(r.facts, dict) and r.facts.get("hung_probe")), None)
 
     def apart(self, ledger: str) -> Run:
         """Return a run like this one with records of its own and nothing to show."""
@@ -114,7 +153,7 @@ class Run:
             self._began_one = False
             with contextlib.suppress(OSError), self._last_word() as closed:  # the last write says so if it fails too
                 if not closed:
-                    verdict_json.write(self.report, self.verdict())
+                    verdict_json.write(self.report, self._so_far())
 
     def close(self, verdict: Verdict) -> None:
         """Write VERDICT as the last word: what another process of this run still writes is dropped. Raises OSError."""
@@ -143,6 +182,12 @@ class Run:
     def verdict(self) -> Verdict:
         """Return the verdict over what has run so far."""
         return conclude(self.engine, started=self.started, selection=self.selection, notes=tuple(self.notes))
+
+    def _so_far(self) -> Verdict:
+        verdict = self.verdict()
+        if self.unfinished is None:
+            return verdict
+        return dataclasses.replace(verdict, verdict=State.INCOMPLETE, notes=(*verdict.notes, self.unfinished))
 
     def explains(self, name: str) -> tuple[str, ...]:
         """Return the selected stages that cannot be reached when stage NAME did not pass."""

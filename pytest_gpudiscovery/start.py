@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -9,9 +10,9 @@ from typing import Any
 import pytest
 
 from pytest_gpudiscovery import __version__, options, stages
-from pytest_gpudiscovery.collection import Choice
+from pytest_gpudiscovery.collection import CHOICE, Choice
 from pytest_gpudiscovery.plugin import OPTIONS
-from pytest_gpudiscovery.reports import wording
+from pytest_gpudiscovery.reports import exitcodes, wording
 from pytest_gpudiscovery.run import Run
 from pytest_gpudiscovery.stages.spec import StageSpec
 
@@ -64,6 +65,37 @@ def refuse_distribution(config: pytest.Config) -> None:
         raise pytest.UsageError(
             f"{what}: the gate asks one host; start it on every host (srun, ansible, ssh) and collect verdict.json"
         )
+
+
+def refuse_partial_repeat(config: pytest.Config, choice: Choice, times: int) -> None:
+    """Raise UsageError for --gpu-repeat over less than the whole gate: what would be repeated is the whole gate."""
+    if times <= 1:
+        return
+    narrowing = (("-k", "keyword"), ("-m", "markexpr"), ("--deselect", "deselect"))
+    what = [flag for flag, name in narrowing if getattr(config.option, name, None)]
+    what += () if choice.whole else (choice.paths[0],)
+    if what:
+        raise pytest.UsageError(partial_repeat(times, what[0]))
+
+
+def partial_repeat(times: int, what: str) -> str:
+    """Return what is said when WHAT leaves out a part of the gate that is to run TIMES times."""
+    return f"--gpu-repeat {times} repeats the whole gate: not together with {what}"
+
+
+def usage_exit(config: pytest.Config) -> int | None:
+    """Return the exit code after a UsageError where --gpu-exit asks for another one than pytest's, None otherwise.
+
+    Read from where it was given: the error may be about any other setting.
+    """
+    choice = config.stash.get(CHOICE, None)
+    if choice is None or not choice.ours or hasattr(config, "workerinput"):
+        return None
+    given = config.getoption("gpu_exit") or os.environ.get("GPU_DISCOVERY_EXIT")
+    if given is None:
+        with contextlib.suppress(ValueError):  # that may be what the error is about
+            given = _ini(config, "gpu_exit")
+    return exitcodes.usage(str(given)) if given in exitcodes.CONVENTIONS else None
 
 
 def absent(config: pytest.Config, choice: Choice) -> list[str]:

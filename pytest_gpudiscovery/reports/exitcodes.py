@@ -19,7 +19,13 @@ TABLE = {
 }
 CONVENTIONS = {"nagios": 0, "npd": 1}
 UNKNOWN = TABLE[State.INCOMPLETE]
+USAGE = 4
 PYTEST_STANDS = (2, 3, 4, 6)  # interrupted, internal error, usage, too many warnings: no verdict was reached
+
+
+def usage(convention: str) -> int:
+    """Return the exit code, in CONVENTION, of a run that was refused before it had any verdict."""
+    return UNKNOWN[CONVENTIONS[convention]] if convention in CONVENTIONS else USAGE
 
 
 def translate(code: int, verdict: Verdict, convention: str, *, strict: bool) -> int:

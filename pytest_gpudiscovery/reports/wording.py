@@ -127,11 +127,22 @@ def _because(verdict: Verdict, numbers: Mapping[str, int]) -> str:
         return f" at {label(numbers.get(record.name, 0), record.name)}: {record.summary}" if record else ""
     if verdict.verdict is State.INCOMPLETE:
         return _missing(verdict, numbers)
-    ran = [record for record in verdict.stages if record.outcome.lets_others_run]
     if verdict.verdict is State.DEGRADED:
         record = next((r for r in verdict.stages if r.outcome in _COMPLAINTS), None)
-        return f" by {label(numbers.get(record.name, 0), record.name)}: {record.summary}" if record else ""
-    return f": {len(ran)} {'stage' if len(ran) == 1 else 'stages'} passed in {verdict.duration_s:.1f} s"
+        return f" by {label(numbers.get(record.name, 0), record.name)}: {record.summary}" if record else _noted(verdict)
+    return f": {_counted(verdict)} in {verdict.duration_s:.1f} s"
+
+
+def _counted(verdict: Verdict) -> str:
+    outcomes = [record.outcome for record in verdict.stages if record.outcome.lets_others_run]
+    absent = outcomes.count(Outcome.NOT_APPLICABLE)
+    passed = len(outcomes) - absent
+    return f"{passed} {'stage' if passed == 1 else 'stages'} passed{f', {absent} not applicable' if absent else ''}"
+
+
+def _noted(verdict: Verdict) -> str:
+    """What no stage is to blame for, such as runs that are missing or that differed, is in the last note."""
+    return f": {verdict.notes[-1]}" if verdict.notes else ""
 
 
 _COMPLAINTS = tuple(
@@ -149,4 +160,4 @@ def _missing(verdict: Verdict, numbers: Mapping[str, int]) -> str:
             if check.outcome is CheckOutcome.UNKNOWN and check.kind is Kind.BLOCKING:
                 where = label(numbers.get(record.name, 0), record.name)
                 return f" at {where}: {check.prerequisite} is unknown: {check.reason}"
-    return ""
+    return _noted(verdict)

@@ -3,7 +3,7 @@
 The eight stages have the names, numbers and order of the real ones; what each does comes from the variable
 FAKE_STAGES ("driver=hang kernel=warn"), and each start of a probe is a line in the file FAKE_LOG. FAKE_CRASH names a
 stage: the first pytest-xdist worker that comes to it is killed. FAKE_LATER names stages to add as those of a later
-version, FAKE_FULL makes the reports' disk full.
+version, FAKE_FULL makes the reports' disk full ("end": only when the last stage has run).
 """
 
 from __future__ import annotations
@@ -20,7 +20,17 @@ from pathlib import Path
 import pytest_gpudiscovery.run
 from pytest_gpudiscovery import stages
 from pytest_gpudiscovery.engine import Engine
-from pytest_gpudiscovery.model import Action, Check, CheckOutcome, Finding, Kind, Severity, StageRecord, Verdict
+from pytest_gpudiscovery.model import (
+    Action,
+    Check,
+    CheckOutcome,
+    Finding,
+    Kind,
+    Outcome,
+    Severity,
+    StageRecord,
+    Verdict,
+)
 from pytest_gpudiscovery.reports import verdict_json
 from pytest_gpudiscovery.stages.spec import Judgement, RunContext, StageInput, StageSpec, deadline_for, passed, unknown
 from pytest_gpudiscovery.supervise import child
@@ -72,6 +82,8 @@ def stage(number: int, name: str, after: tuple[str, ...]) -> StageSpec:
             return Judgement((check,), "bad", facts)
         if seen.get("warn"):
             return Judgement((dataclasses.replace(passed("P42"), outcome=CheckOutcome.WARNED),), f"{name} warns", facts)
+        if seen.get("absent"):
+            return Judgement((), f"no {name} here", facts, applicable=False)
         if seen.get("unknown"):
             return Judgement((unknown("P42", "not allowed to look"),), f"{name} is unknown", facts)
         return Judgement((passed("P42"),), f"{name} is fine", facts)
@@ -98,9 +110,13 @@ def supervise(probe: Probe) -> ChildResult:
 TABLE = {name: stage(number, name, after) for number, (name, after) in enumerate(GRAPH.items(), 1)}
 # By name, and not through an interface of the product: no user should be able to put other stages in their place.
 if "FAKE_FULL" in os.environ:
+    _write = verdict_json.write
 
     def _full(directory: str, verdict: Verdict) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), directory)
+        if os.environ["FAKE_FULL"] == "end" and verdict.stages[-1].outcome is Outcome.NOT_SELECTED:
+            _write(directory, verdict)
+        else:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), directory)
 
     vars(verdict_json)["write"] = _full
 WANTED = os.environ.get("FAKE_LATER", "").split()

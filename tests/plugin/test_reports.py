@@ -118,6 +118,13 @@ def test_other_failed_rows_are_not_lost() -> None:
             "gpu-discovery: READY: 2 stages passed in 1.9 s (exit 0)",
         ),
         (
+            verdict(
+                State.READY, fakes.record("package", Outcome.NOT_APPLICABLE), fakes.record("driver", Outcome.PASSED)
+            ),
+            0,
+            "gpu-discovery: READY: 1 stage passed, 1 not applicable in 1.9 s (exit 0)",
+        ),
+        (
             verdict(State.DEGRADED, fakes.record("kernel", Outcome.WARNED), simulated={"host": "h100"}),
             0,
             "gpu-discovery: SIMULATED DEGRADED by 04 kernel: kernel warned (exit 0)",
@@ -257,6 +264,7 @@ def test_a_full_disk_changes_no_verdict(gate: Runner) -> None:
     ended = gate(env={"FAKE_FULL": "1"})
     assert ended.code == 0
     assert "No space left on device" in ended.out
+    assert "report: " not in ended.out, "no path to a file that is not there"
     assert ended.last.startswith("gpu-discovery: READY")
 
 
@@ -265,7 +273,37 @@ def test_a_directory_that_cannot_be_made_changes_no_verdict(gate: Runner) -> Non
     ended = gate("--gpu-report", "file/reports", stages="driver=fail")
     assert ended.code == 1
     assert "reports cannot be written to" in ended.out
+    assert "report: " not in ended.out
     assert ended.last.startswith("gpu-discovery: BLOCKED at 06 driver")
+
+
+def test_a_disk_that_fills_up_leaves_a_file_of_this_run(gate: Runner) -> None:
+    ended = gate(env={"FAKE_FULL": "end"})
+    assert ended.code == 0
+    assert ended.verdict["verdict"] == "incomplete"
+    assert "; the one there is of an earlier moment of this run" in ended.out
+    assert "report: " not in ended.out
+
+
+def test_an_old_verdict_that_cannot_be_replaced_is_refused(gate: Runner) -> None:
+    old = gate.directory / "gpu-discovery-report" / "verdict.json"
+    (old.parent / "verdict.previous.json" / "full").mkdir(parents=True)  # stops root, too, from moving the file aside
+    old.write_text('{"verdict": "ready"}', encoding="utf-8")
+    ended = gate()
+    assert (ended.code, ended.ran) == (4, ())
+    assert ended.err.startswith("ERROR: the old ")
+    assert "verdict.json stands and cannot be replaced" in ended.err
+    assert ended.err.strip().count("\n") == 0
+
+
+@pytest.mark.parametrize(("convention", "code"), [("nagios", 3), ("npd", 2), ("pytest", 4)])
+@pytest.mark.parametrize("wrong", [("--gpu-until", "nowhere"), ("gpu-discovery/test_99.py",)], ids=["value", "suite"])
+def test_usage_errors_in_a_convention(gate: Runner, convention: str, code: int, wrong: tuple[str, ...]) -> None:
+    ended = gate("--gpu-exit", convention, *wrong)
+    assert (ended.code, ended.ran) == (code, ())
+    assert ended.err.startswith("ERROR: ")
+    assert wrong[-1] in ended.err
+    assert "Traceback" not in ended.err
 
 
 def test_progress_on_a_terminal(gate: Runner) -> None:

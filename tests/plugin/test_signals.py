@@ -14,12 +14,19 @@ import pytest
 from tests.plugin.conftest import LIMIT_S, Ended, Runner
 
 
-def stop(run: Runner, number: signal.Signals, *arguments: str, plugins: tuple[str, ...] = ("pytest_timeout",)) -> Ended:
-    """Start a gate whose driver hangs, send NUMBER while it does, and return what became of it."""
+def stop(
+    run: Runner,
+    number: signal.Signals,
+    *arguments: str,
+    plugins: tuple[str, ...] = ("pytest_timeout",),
+    driver: str = "hang",
+    starts: int = 1,
+) -> Ended:
+    """Start a gate whose driver hangs, send NUMBER after STARTS of its probe, and return what became of it."""
     process = subprocess.Popen(
         run.command("--gpu-stage-timeout", "driver=60", *arguments, plugins=plugins),
         cwd=run.directory,
-        env=run.environment(FAKE_STAGES="driver=hang"),
+        env=run.environment(FAKE_STAGES=f"driver={driver}"),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -27,7 +34,7 @@ def stop(run: Runner, number: signal.Signals, *arguments: str, plugins: tuple[st
     )
     try:
         until = time.monotonic() + LIMIT_S
-        while not (run.log.exists() and "driver" in run.log.read_text(encoding="utf-8")):
+        while not (run.log.exists() and run.log.read_text(encoding="utf-8").split().count("driver") >= starts):
             assert time.monotonic() < until, "the driver stage never began"
             assert process.poll() is None, process.communicate()
             time.sleep(0.02)
@@ -79,3 +86,17 @@ def test_a_killed_run_leaves_no_old_green(gate: Runner) -> None:
     assert ended.verdict["verdict"] == "incomplete"
     assert ended.outcomes["nvml"] == "passed", "what had an answer before the kill is in the file"
     assert ended.outcomes["driver"] == "not_selected"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_repeat_is_no_green(gate: Runner, number: signal.Signals) -> None:
+    """Run 1 was ready; what was asked for is five runs."""
+    ended = stop(gate, number, "--gpu-repeat", "5", driver="stuck", starts=2)
+    assert ended.verdict["verdict"] == "incomplete"
+    if number == signal.SIGKILL:
+        assert ended.verdict["notes"][-1] == "--gpu-repeat: run 2 of 5"
+        return
+    assert ended.code == (143 if number == signal.SIGTERM else 2)
+    assert ended.verdict["notes"][-1] == "--gpu-repeat: 1 of 5 runs"
+    assert ended.last.startswith("gpu-discovery: INCOMPLETE: --gpu-repeat: 1 of 5 runs (exit ")
+    assert not probes_left(gate)

@@ -88,6 +88,24 @@ def test_on_a_broken_host(users: Runner, workers: tuple[str, ...]) -> None:
     assert len(ended.ran) == len(set(ended.ran)), "each probe once, whoever asks"
 
 
+def test_ready_means_that_everything_before_has_an_answer(users: Runner) -> None:
+    unknown = users("test_mine.py", "-rA", "-k", "ready", stages="kernel=unknown")
+    assert outcomes(unknown.out) == {"test_kernel_ready": "ERROR", "test_all_ready": "ERROR"}
+    assert "04 kernel: P42 is unknown: not allowed to look" in unknown.out
+    absent = users("test_mine.py", "-rA", "-k", "ready", stages="kernel=absent")
+    assert outcomes(absent.out) == {"test_kernel_ready": "ERROR", "test_all_ready": "PASSED"}
+    assert "04 kernel: no kernel here" in absent.out
+
+
+def test_suites_beside_users_tests_count_for_the_exit_code(users: Runner) -> None:
+    both = ("gpu-discovery", "test_mine.py")
+    incomplete = users(*both, "-k", "test_plain")
+    assert (incomplete.code, incomplete.verdict["verdict"]) == (20, "incomplete")
+    assert users(*both, "-k", "test_plain or answers").code == 0
+    assert users(*both, "-k", "test_two or answers").code == 1, "a user's own test failed"
+    assert users("test_mine.py", "-k", "test_plain").code == 0, "users' own tests only: pytest's result"
+
+
 def test_a_user_s_time_limit_does_not_end_a_stage(users: Runner) -> None:
     """The stages run before the first test's clock starts."""
     ended = users("test_mine.py", "-k", "test_gpus", "--timeout=0.5", stages="driver=hang")

@@ -33,9 +33,9 @@ FAULTS = [
     ("h100:runtime.layout.other=12", "warned", "runtime.layout"),
     ("h100:cudart.lacks=cudaGetDeviceCount", "failed", "runtime.function_missing"),
     ("h100:cudart.empty", "failed", "runtime.unloadable"),
-    ("h100:cudart.truncated", "failed", "runtime.crash"),
-    ("h100:crash.runtime.segv", "failed", "runtime.crash"),
-    ("h100:crash.properties.exit3", "failed", "runtime.crash"),
+    ("h100:cudart.truncated", "crashed", "runtime.crash"),
+    ("h100:crash.runtime.segv", "crashed", "runtime.crash"),
+    ("h100:crash.properties.exit3", "crashed", "runtime.crash"),
 ]
 
 
