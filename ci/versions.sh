@@ -1,14 +1,16 @@
 #!/bin/bash
 # The tests on every Python of this machine (3.10 and newer), with the oldest and the newest supported pytest.
-# Usage: ci/versions.sh [pytest arguments]; default: the core and the plugin's own tests.
+# Usage: ci/versions.sh [pytest arguments]; default: the core, collection, the suites and users' own tests.
+# VERSIONS limits the Pythons, e.g. VERSIONS="3.10 3.13".
 set -uo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-[ $# -gt 0 ] || set -- tests/plugin tests/test_engine.py tests/test_verdict.py tests/test_catalogue.py tests/test_resolver.py
+[ $# -gt 0 ] || set -- tests/plugin/test_collection.py tests/plugin/test_suites.py tests/plugin/test_users_tests.py \
+  tests/plugin/test_options.py tests/test_engine.py tests/test_verdict.py tests/test_context.py tests/test_resolver.py
 failed=0
 seen=
-for version in 3.10 3.11 3.12 3.13 3.14; do
+for version in ${VERSIONS:-3.10 3.11 3.12 3.13 3.14}; do
   python=$(command -v "python$version") || continue
   "$python" -c 'import sys; raise SystemExit(sys.version_info < (3, 10))' 2>/dev/null || continue
   seen="$seen $version"

@@ -160,4 +160,7 @@ def _missing(verdict: Verdict, numbers: Mapping[str, int]) -> str:
             if check.outcome is CheckOutcome.UNKNOWN and check.kind is Kind.BLOCKING:
                 where = label(numbers.get(record.name, 0), record.name)
                 return f" at {where}: {check.prerequisite} is unknown: {check.reason}"
+    target = next((record for record in verdict.stages if record.name == verdict.selection.get("until")), None)
+    if target is not None and target.outcome is Outcome.NOT_APPLICABLE:
+        return f" at {label(numbers.get(target.name, 0), target.name)}: not applicable, {target.summary}"
     return _noted(verdict)

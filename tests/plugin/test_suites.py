@@ -67,3 +67,13 @@ def test_a_run_stops_after_the_stage_that_was_asked_for(tmp_path: Path) -> None:
     verdict = json.loads((tmp_path / "gpu-discovery-report" / "verdict.json").read_text())
     ran = [stage["name"] for stage in verdict["stages"] if stage["outcome"] != "not_selected"]
     assert ran == ["package", "service"]
+
+
+def test_a_target_without_an_answer_is_incomplete_and_says_why(tmp_path: Path) -> None:
+    """A host without any libcudart cannot be told to be ready up to the runtime."""
+    argv = [sys.executable, "-m", "pytest", "--gpu-discovery", "--gpu-simulate", "h100:cudart.missing", "-q"]
+    done = subprocess.run(
+        [*argv, "--gpu-until", "runtime"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 20, done.stdout + done.stderr
+    assert "INCOMPLETE at 08 runtime: not applicable, no Ollama and no libcudart" in done.stdout
