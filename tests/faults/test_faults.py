@@ -14,7 +14,7 @@ Row = tuple[str, str, str, str, str, str]
 
 
 def rows() -> list[Row]:
-    """Return the table; a row that this user cannot run is left out; test_the_table_is_as_large_as_it_claims says which."""
+    """Return the whole table; `runs_here` says which rows this user can run."""
     lines = (Path(__file__).parent / "expected.txt").read_text().splitlines()
     return [tuple(line.split()) for line in lines if line and not line.startswith("#")]  # type: ignore[misc]
 
