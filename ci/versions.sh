@@ -11,8 +11,15 @@ trap 'rm -rf "$work"' EXIT
 failed=0
 seen=
 for version in ${VERSIONS:-3.10 3.11 3.12 3.13 3.14}; do
-  python=$(command -v "python$version") || continue
-  "$python" -c 'import sys; raise SystemExit(sys.version_info < (3, 10))' 2>/dev/null || continue
+  python=
+  # pyenv's shims answer only for the version that is switched on: look behind them too.
+  for candidate in "$(command -v "python$version")" "$HOME/.pyenv/versions/$version".*/bin/python3; do
+    if "$candidate" -c '' 2>/dev/null; then
+      python=$candidate
+      break
+    fi
+  done
+  [ -n "$python" ] || continue
   seen="$seen $version"
   for pytest in "pytest==8.0.*" "pytest"; do
     venv="$work/$version-${pytest//[^0-9a-z]/}"
@@ -29,4 +36,5 @@ for version in ${VERSIONS:-3.10 3.11 3.12 3.13 3.14}; do
   done
 done
 echo "Pythons found:${seen:- none}"
+[ -n "$seen" ] || exit 1
 exit "$failed"
