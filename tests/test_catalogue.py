@@ -70,3 +70,11 @@ def test_the_hang_and_crash_causes_of_every_stage_exist() -> None:
     for spec in stages.table().values():
         for cause in (*spec.hang_causes.values(), *spec.crash_causes.values()):
             assert cause in catalogue.causes(), (spec.name, cause)
+
+
+def test_a_summary_that_is_only_a_fact_still_says_something_without_it() -> None:
+    for cause in catalogue.causes().values():
+        empty = dict.fromkeys(re.findall(r"\{(\w+)", cause.summary + cause.explanation), "")
+        found = catalogue.finding(cause.id, empty)
+        assert found.summary.strip()
+        assert found.detail.strip()

@@ -85,12 +85,13 @@ def finding(
     """Return cause CAUSE_ID filled in with FACTS; raises KeyError for an id that the catalogue lacks."""
     cause = causes()[cause_id]
     known = _Missing(facts or {})
-    summary = _fill(cause.summary, known)
+    # A template that is nothing but a fact (ld.so's own words) must still say something when the fact is empty.
+    summary = _fill(cause.summary, known).strip() or cause.id
     return Finding(
         cause=cause.id,
         severity=severity or cause.severity,
         summary=summary if len(summary) <= SUMMARY_LIMIT else summary[: SUMMARY_LIMIT - 1] + "…",
-        detail=_fill(cause.explanation, known),
+        detail=_fill(cause.explanation, known).strip() or cause.id,
         evidence=evidence,
         next=_fill(cause.next, known),
         action=cause.action,
