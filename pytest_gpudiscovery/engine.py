@@ -16,7 +16,7 @@ from pytest_gpudiscovery import stages as stage_table
 from pytest_gpudiscovery.ledger import Ledger, LedgerBusyError
 from pytest_gpudiscovery.model import Outcome, StageRecord
 from pytest_gpudiscovery.outcome import HUNG, conclude
-from pytest_gpudiscovery.stages.spec import RunContext, StageInput, StageSpec, deadline_for
+from pytest_gpudiscovery.stages.spec import RunContext, StageInput, StageSpec, deadline_for, deadline_of, longest_of
 from pytest_gpudiscovery.supervise.child import run as run_probe
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending, Probe
 
@@ -76,7 +76,7 @@ class Engine:
         spec = self.stages[name]
         for parent in (*spec.soft_after, *spec.after):
             self.ensure(parent, on_start=on_start)
-        limit = sum(deadline_for(self.context, n, s.deadline_s) + AFTER_DEADLINE_S for n, s in self.stages.items()) + 30
+        limit = sum(longest_of(self.context, spec) + AFTER_DEADLINE_S for spec in self.stages.values()) + 30
         try:
             with self.ledger.lock(limit):
                 if (record := self._known(name)) is not None:  # another worker ran it while this one waited
@@ -144,9 +144,9 @@ class Engine:
         return None
 
     def _run(self, spec: StageSpec, started: float) -> StageRecord:
-        deadline = deadline_for(self.context, spec.name, spec.deadline_s)
-        begun = time.monotonic()
         prior = {name: self._cache[name] for name in self.stages if name in self._cache}
+        deadline = deadline_of(self.context, spec, prior)
+        begun = time.monotonic()
         results: dict[str, ChildResult] = {}
         cut = False
         try:

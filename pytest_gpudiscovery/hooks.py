@@ -21,7 +21,7 @@ from pytest_gpudiscovery.reports import junit, wording
 from pytest_gpudiscovery.reports.console import Console, GateReporter
 from pytest_gpudiscovery.run import Run, private_directory
 from pytest_gpudiscovery.signals import Sigterm
-from pytest_gpudiscovery.stages.spec import deadline_for
+from pytest_gpudiscovery.stages.spec import longest_of
 
 BELT_S = 30.0  # what pytest-timeout's limit adds to everything that an item may set off
 SKIPPED = (Outcome.NOT_REACHED, Outcome.NOT_APPLICABLE, Outcome.NOT_SELECTED, Outcome.INTERRUPTED)
@@ -154,7 +154,7 @@ class Gate:
             what = "a selection that leaves out stages"  # by --lf, a conftest or another plugin
             raise pytest.UsageError(start.partial_repeat(self._settings.repeat, what))
         if start.has_timeout(self.config):
-            limits = [deadline_for(self.run.context, name, spec.deadline_s) for name, spec in self.stages.items()]
+            limits = [longest_of(self.run.context, spec) for spec in self.stages.values()]
             limit = sum(limits) + AFTER_DEADLINE_S * len(limits) + BELT_S
             for item in session.items:
                 if collection.stage_of(item) is not None:

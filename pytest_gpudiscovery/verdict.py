@@ -101,13 +101,14 @@ def _not_asked_for(engine: Engine, name: str, selected: bool) -> StageRecord:
 
 
 def _gpus(facts: Mapping[str, Mapping[str, Any]]) -> tuple[Any, ...]:
-    """The GPUs of the enumeration stage; the runtime stage adds what each libcudart told of them."""
-    by_runtime = facts.get("runtime", {}).get("views") or {}
+    """The GPUs of the enumeration stage; the runtime and backend stages add what each library told of them."""
+    further = {"runtime": facts.get("runtime", {}).get("views"), "ggml": facts.get("backend", {}).get("views")}
     found = []
     for gpu in facts.get("enumeration", {}).get("gpus") or ():
         views = dict(gpu.get("views") or {})
-        if gpu.get("pci") in by_runtime:
-            views["runtime"] = by_runtime[gpu["pci"]]
+        for source, seen in further.items():
+            if gpu.get("pci") in (seen or {}):
+                views[source] = (seen or {})[gpu["pci"]]
         found.append({**gpu, "views": views})
     return tuple(found)
 

@@ -10,6 +10,7 @@ import os
 from pytest_gpudiscovery.loader import fatbin, kernels, predict, render
 from pytest_gpudiscovery.loader.closure import Closure
 from pytest_gpudiscovery.loader.linkmap import ProcessModel
+from pytest_gpudiscovery.probes.childenv import gpu_directory_environment
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def directory(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
     with journal.step(f"look for llama-server in {lib}") as step:
         server = next((name for name in _servers(lib, request["binary"]) if os.path.isfile(name)), None)
         step.result = server
-    env, loaded = child_environment(request["env"], lib, path), None
+    env, loaded = gpu_directory_environment(request["env"], lib, path), None
     if server is not None:
         with journal.step(f"list {path}"):
             loaded = gpu_backend(path)
@@ -68,12 +69,6 @@ def directory(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
     with journal.step("look at the JIT cache"):
         answer["jit_cache"] = jit_cache(env)
     return answer
-
-
-def child_environment(env: dict[str, str], lib: str, path: str) -> dict[str, str]:
-    """Return ENV as Ollama's discovery child gets it: LD_LIBRARY_PATH begins with LIB and PATH, the GPU directory."""
-    rest = [entry for entry in env.get("LD_LIBRARY_PATH", "").split(":") if entry]
-    return {**env, "LD_LIBRARY_PATH": ":".join((lib, path, *rest)), "OLLAMA_LIBRARY_PATH": f"{lib}:{path}"}
 
 
 def gpu_backend(path: str) -> str | None:

@@ -45,6 +45,15 @@ class Journal:
     def __init__(self, fd: int) -> None:
         self._fd, self._count = fd, 0
 
+    def apart(self, first: int) -> Journal:
+        """Return a journal for a process forked from this one: its steps are numbered from FIRST on.
+
+        Lines of up to PIPE_BUF (4096) bytes do not mix with those of others; keep what such a process says short.
+        """
+        other = Journal(self._fd)
+        other._count = first
+        return other
+
     def step(self, name: str) -> Step:
         """Return a context manager that times NAME; a step that never ends names the call that hung."""
         return Step(self, name)

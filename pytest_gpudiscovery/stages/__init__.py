@@ -7,7 +7,19 @@ import importlib
 
 from pytest_gpudiscovery.stages.spec import Judgement, Plan, StageInput, StageSpec
 
-BUILT = ("package", "service", "loopback", "kernel", "nvml", "driver", "enumeration", "runtime", "closure")
+BUILT = (
+    "package",
+    "service",
+    "loopback",
+    "kernel",
+    "nvml",
+    "driver",
+    "enumeration",
+    "runtime",
+    "closure",
+    "load",
+    "backend",
+)
 
 
 def _nothing_to_run(*_: object) -> None:
@@ -25,8 +37,6 @@ def _later(number: int, name: str, title: str, after: tuple[str, ...]) -> StageS
 
 
 LATER = (
-    _later(10, "load", "the real dlopen in a throw-away child", ("closure",)),
-    _later(11, "backend", "ggml_backend_init", ("load", "driver")),
     _later(12, "bootstrap", "Ollama's own discovery child", ("package", "service")),
     _later(13, "serve", "a private ollama serve", ("bootstrap",)),
     _later(14, "upgrade", "candidate against installed", ("bootstrap",)),

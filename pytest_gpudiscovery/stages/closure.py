@@ -35,6 +35,7 @@ HANG_OUTCOMES = {Ending.TIMED_OUT: Outcome.TIMED_OUT, Ending.UNKILLABLE: Outcome
 VARIABLES = ("HOME", "PATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "LD_AUDIT", "LD_BIND_NOW", "GLIBC_TUNABLES")
 PREFIXES = ("CUDA_", "GGML_", "OLLAMA_LIBRARY_PATH", "OLLAMA_LLM_LIBRARY")
 JETPACK = "cuda_jetpack"
+NO_BACKEND = "no directory has a CUDA backend"
 
 
 def directories(package: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -97,7 +98,7 @@ def judge(given: StageInput) -> Judgement:
     package = given.facts("package")
     asked = directories(package)
     if string(package.get("binary")) is None or not asked:
-        reason = "no Ollama was found" if string(package.get("binary")) is None else "no directory has a CUDA backend"
+        reason = "no Ollama was found" if string(package.get("binary")) is None else NO_BACKEND
         rows = tuple(not_applicable(row, f"{reason}: there is no libggml-cuda.so to look at") for row in ROWS)
         return Judgement(rows, reason, {"closures": [], "fatbins": []}, applicable=False)
     wanted, env = _wanted(given.prior, given.context.profile), _environment(given.context)
@@ -110,9 +111,9 @@ def judge(given: StageInput) -> Judgement:
     good = [
         str(entry["name"])
         for entry in asked
-        if entry["name"] in answered and kept(entry, given.context.env) and not _bad(judged[str(entry["name"])])
+        if entry["name"] in answered and kept(entry, given.context.env) and not bad(judged[str(entry["name"])])
     ]
-    checks = [_eased(check) if good and name not in good else check for name, own in judged.items() for check in own]
+    checks = [eased(check) if good and name not in good else check for name, own in judged.items() for check in own]
     forced = next((outcome for result in given.results.values() if (outcome := _forced(result, bool(good)))), None)
     return Judgement(
         in_order(checks), _summary(given, asked, good, wanted), _facts(given, asked, wanted), outcome=forced
@@ -161,13 +162,13 @@ def _unanswered(subject: closure_library.Subject) -> list[Check]:
     return [unknown(row, "the look at this directory gave no answer", subject=subject.text) for row in ROWS]
 
 
-def _bad(checks: list[Check]) -> bool:
+def bad(checks: list[Check]) -> bool:
     """Whether CHECKS do not prove the directory: a failure, or no answer on a row that can block."""
     bad = (CheckOutcome.FAILED, CheckOutcome.UNKNOWN)
     return any(check.outcome in bad and check.kind is Kind.BLOCKING for check in checks)
 
 
-def _eased(check: Check) -> Check:
+def eased(check: Check) -> Check:
     """What is wrong, or not known, in one directory does not stop an Ollama that has another one."""
     if check.outcome is CheckOutcome.UNKNOWN:
         return dataclasses.replace(check, kind=Kind.RISK)

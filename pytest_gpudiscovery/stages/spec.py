@@ -69,6 +69,8 @@ class Judgement:
     outcome: Outcome | None = None  # how optional probes ended, where that decides (a hang); None: the checks decide
 
 
+MOST_TURNS = 8  # GPU directories of one install; more of them share the time of eight
+
 # Probes run one after another and a later one may depend on what an earlier one saw, so a plan is a function of the
 # results so far that returns the next probe with its name, or None when the stage has what it needs.
 Plan = Callable[[RunContext, Mapping[str, StageRecord], Mapping[str, ChildResult]], "tuple[str, Probe] | None"]
@@ -94,11 +96,24 @@ class StageSpec:
     crash_causes: Mapping[str, str] = field(default_factory=dict)  # likewise, for a child that a signal or exit() ended
     optional: frozenset[str] = frozenset()  # probes whose ending the judgement handles itself (second witnesses)
     built: bool = True  # False: named in the contract, not part of this version
+    # How many times `deadline_s` the stage may take: one for each GPU directory, for the stages that take them in turn.
+    turns: Callable[[RunContext, Mapping[str, StageRecord]], int] | None = None
 
 
 def deadline_for(context: RunContext, name: str, default_s: float) -> float:
     """Return the deadline of stage NAME in seconds: the command line's, else DEFAULT_S times the scale."""
     return context.deadlines.get(name, default_s * context.scale)
+
+
+def deadline_of(context: RunContext, spec: StageSpec, prior: Mapping[str, StageRecord]) -> float:
+    """Return the deadline of the whole of stage SPEC in seconds, knowing what PRIOR stages found."""
+    one = deadline_for(context, spec.name, spec.deadline_s)
+    return one if spec.turns is None else one * min(max(1, spec.turns(context, prior)), MOST_TURNS)
+
+
+def longest_of(context: RunContext, spec: StageSpec) -> float:
+    """Return the longest that `deadline_of` can say before anything is known."""
+    return deadline_for(context, spec.name, spec.deadline_s) * (1 if spec.turns is None else MOST_TURNS)
 
 
 def passed(

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from pytest_gpudiscovery.loader import Image
-from pytest_gpudiscovery.model import Outcome
+from pytest_gpudiscovery.model import Outcome, StageRecord
 from pytest_gpudiscovery.outcome import Conclusion
-from pytest_gpudiscovery.stages import closure, package
+from pytest_gpudiscovery.stages import closure, load, package
 from pytest_gpudiscovery.stages.spec import RunContext
 from tests import fakes
 from tests.loader.oracle import Builder
@@ -96,12 +96,25 @@ class Install:
     def conclusion(self, *, device: str | None = "2330", module: str = "580.159.04", **changes: object) -> Conclusion:
         """Run stages 01 and 09 with real children; the GPU is PCI DEVICE, the driver MODULE."""
         given = self.context(**changes)
+        return hosts.conclusion(closure.SPEC, given, self.prior(given, device, module))
+
+    def loaded(self, deadline_s: float = 20.0, **changes: object) -> Conclusion:
+        """Run stages 01, 09 and 10 with real children, 10 whatever 09 says."""
+        given = self.context(deadlines={"load": deadline_s}, **changes)
+        prior = self.prior(given)
+        said = hosts.conclusion(closure.SPEC, given, prior)
+        prior["closure"] = fakes.record("closure", said.outcome, facts=said.facts)
+        return hosts.conclusion(load.SPEC, given, prior)
+
+    def prior(
+        self, given: RunContext, device: str | None = "2330", module: str = "580.159.04"
+    ) -> dict[str, StageRecord]:
+        """Return the records that stage 09 needs, stage 01's by running it."""
         installed = hosts.conclusion(package.SPEC, given)
         gpus = [{"pci": "0000:00:06.0", "device_id": device}] if device else []
         passed = Outcome.PASSED
-        prior = {
+        return {
             "package": fakes.record("package", passed, facts=installed.facts),
             "service": fakes.record("service", passed, facts={}),
             "kernel": fakes.record("kernel", passed, facts={"gpus": gpus, "module_version": module}),
         }
-        return hosts.conclusion(closure.SPEC, given, prior)
