@@ -45,12 +45,13 @@ def build(settings: Settings, run_dir: str) -> RunContext:
         raise UsageProblem(f"--gpu-profile={settings.profile}: {text}")
     env = child_environment(os.environ)
     view: Mapping[str, Any] = LIVE
-    simulated = None
+    simulated, ollama = None, settings.ollama
     who = Who(None, "caller")
     if settings.simulate is not None:
         if settings.as_service is not None:
             env |= dict(_asked(settings.as_service).env or {})
-        env, view, simulated = _simulate(settings.simulate, run_dir, env)
+        env, view, simulated, installed = _simulate(settings.simulate, run_dir, env)
+        ollama = ollama or installed
     elif settings.as_service is not None:
         who = _asked(settings.as_service)
     else:
@@ -69,7 +70,7 @@ def build(settings: Settings, run_dir: str) -> RunContext:
         view=view,
         profile=profile,
         simulated=simulated,
-        ollama_path=settings.ollama,
+        ollama_path=ollama,
         allow_busy=settings.allow_busy,
         scale=settings.scale,
         deadlines=dict(settings.stage_timeout),
@@ -130,14 +131,14 @@ def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 def _simulate(
     text: str, run_dir: str, env: Mapping[str, str]
-) -> tuple[dict[str, str], Mapping[str, Any], Mapping[str, Any]]:
+) -> tuple[dict[str, str], Mapping[str, Any], Mapping[str, Any], str | None]:
     from pytest_gpudiscovery import simulate  # noqa: PLC0415  only a simulated run needs the compiler's half
 
     try:
         host = simulate.prepare(simulate.parse(text), os.path.join(run_dir, "simulated"))
     except simulate.SimulationError as error:
         raise UsageProblem(f"--gpu-simulate={text}: {error}") from None
-    return {**env, **host.env}, host.view, host.describe
+    return {**env, **host.env}, host.view, host.describe, host.ollama
 
 
 def _asked(text: str) -> Who:

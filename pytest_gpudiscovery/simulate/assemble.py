@@ -12,7 +12,7 @@ from typing import Any
 
 from pytest_gpudiscovery.probes import libraries
 from pytest_gpudiscovery.probes.host import LiveView
-from pytest_gpudiscovery.simulate import build
+from pytest_gpudiscovery.simulate import build, fatbin
 from pytest_gpudiscovery.simulate.conf import write
 from pytest_gpudiscovery.simulate.errors import SimulationError
 from pytest_gpudiscovery.simulate.fault import NO_REAL
@@ -21,7 +21,7 @@ from pytest_gpudiscovery.simulate.registry import FAULTS
 from pytest_gpudiscovery.simulate.spec import SimulationSpec
 from pytest_gpudiscovery.simulate.world import File, World
 
-FOLDERS = ("lib", "stubs", "tmp")
+FOLDERS = ("lib", "stubs", "tmp", "usr")
 HEAD = 4096  # bytes of a library that the view holds: probes read ELF headers through it
 MAJOR, CONTROL_MINOR = 195, 255
 DRIVER_LIBRARIES = ("libcuda.so.1", "libnvidia-ml.so.1")
@@ -35,6 +35,7 @@ class SimulatedHost:
     env: dict[str, str]  # what the probes' environment must hold, LD_LIBRARY_PATH at least
     describe: dict[str, Any]  # for reports: {"host", "faults", "note"}
     directory: str
+    ollama: str | None = None  # the install prefix, for --gpu-ollama
 
 
 def prepare(spec: SimulationSpec, directory: str) -> SimulatedHost:
@@ -66,7 +67,8 @@ def prepare(spec: SimulationSpec, directory: str) -> SimulatedHost:
     note = "; ".join([*world.notes, *_warnings(needs, root)])
     faults = str(spec).partition(":")[2]
     describe = {"host": spec.host, "faults": faults.split(",") if faults else [], "note": note}
-    return SimulatedHost({"kind": "recorded", "path": str(view)}, env, describe, str(root))
+    ollama = str(root / world.ollama) if world.ollama else None
+    return SimulatedHost({"kind": "recorded", "path": str(view)}, env, describe, str(root), ollama)
 
 
 def _not_on_this_machine(sonames: list[str]) -> None:
@@ -89,8 +91,9 @@ def _write_files(world: World, root: Path) -> None:
     made = build.built(wanted) if wanted else {}
     for name, file in world.files.items():
         path = root / name
-        path.parent.mkdir(mode=0o755, exist_ok=True)
-        path.parent.chmod(0o755)
+        for above in reversed(path.relative_to(root).parents[:-1]):
+            (root / above).mkdir(exist_ok=True)
+            (root / above).chmod(0o755)  # whatever the umask says
         _write(file, path, made)
 
 
@@ -105,6 +108,7 @@ def _write(file: File, path: Path, made: dict[build.Wanted, Path]) -> None:
         path.chmod(file.mode)
     else:
         data = made[(file.source, file.hidden)].read_bytes() if file.kind == "built" else file.data
+        data = fatbin.fill(data, file.code) if file.code else data
         path.write_bytes(file.mangle(data) if file.mangle else data)
         path.chmod(file.mode)
 
@@ -129,13 +133,15 @@ def _derive(world: World) -> None:
 
 
 def _library_entries(root: Path) -> dict[str, dict[str, Any]]:
-    """Return the library directories as entries of the view: links, sizes, and the first bytes of each file."""
+    """Return the libraries and the Ollama install as entries of the view: links, sizes, the first bytes of files."""
     entries: dict[str, dict[str, Any]] = {}
-    for path in sorted(root.rglob("*.so*")):
+    for path in sorted({*root.rglob("*.so*"), *(root / "usr").rglob("*")}):
         found = path.lstat()
         owner = {"mode": found.st_mode & 0o7777, "uid": found.st_uid, "gid": found.st_gid}
         if path.is_symlink():
             entries[str(path)] = {"type": "link", "target": os.readlink(path)}
+        elif path.is_dir():
+            entries[str(path)] = {"type": "dir", **owner}
         elif path.is_file():
             head = path.read_bytes()[:HEAD]
             data = base64.b64encode(head).decode()

@@ -1,4 +1,4 @@
-"""Compile the simulated libraries: with cc, or with the ziglang package, or not at all (SimulationError).
+"""Compile the simulated libraries and programs: with cc, with the ziglang package, or not at all (SimulationError).
 
 Results are kept in a private directory below the temporary directory, named by the hash of sources, flags and
 compiler, so that a run builds only what it never built before. Readable by all (probes may run as another user),
@@ -18,55 +18,20 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from pytest_gpudiscovery.simulate.errors import SimulationError
+from pytest_gpudiscovery.simulate.libraries import LIBRARIES, RPATH
 
 SOURCES = Path(__file__).parent / "csrc"
-FLAGS = (
-    "-std=gnu11",
-    "-O2",
-    "-fPIC",
-    "-shared",
-    "-fvisibility=hidden",
-    "-Wall",
-    "-Wextra",
-    "-fno-sanitize=undefined",
-    "-s",
-)
+FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-fno-sanitize=undefined", "-s")
 LIMIT_S = 120.0  # for one compilation; zig's first run also builds its own C library stubs
 LINES_SHOWN = 3
 
 
-@dataclass(frozen=True)
-class Library:
-    """One library that csrc/ can become."""
-
-    sources: tuple[str, ...]
-    defines: Mapping[str, str]
-    soname: str = ""
-    version: str = ""  # of every symbol
-
-
-def _runtime(major: str) -> Library:
-    name = f"libcudart.so.{major}"
-    return Library(("cudart.c", "sim.c"), {"SIM_LIBRARY": '"libcudart"', "SIM_RUNTIME": major}, name, name)
-
-
-LIBRARIES: dict[str, Library] = {
-    "libcuda": Library(("libcuda.c", "sim.c"), {"SIM_LIBRARY": '"libcuda"'}, "libcuda.so.1"),
-    "libnvidia-ml": Library(("nvml.c", "sim.c"), {"SIM_LIBRARY": '"libnvidia-ml"'}, "libnvidia-ml.so.1"),
-    "libnvidia-ptxjitcompiler": Library(("ptxjit.c",), {}, "libnvidia-ptxjitcompiler.so.1"),
-    "libcudart.12": _runtime("12"),
-    "libcudart.13": _runtime("13"),
-    "stub": Library(("stub.c",), {}, "libcuda.so.1"),
-    "vgpu": Library(("vgpu.c", "sim.c"), {"SIM_LIBRARY": '"vgpu"'}, "libvgpu.so"),
-    "netfault": Library(("netfault.c", "sim.c"), {"SIM_LIBRARY": '"netfault"'}),
-}
-
 Wanted = tuple[str, frozenset[str]]  # name in LIBRARIES, functions that it must not export
+PLAIN: frozenset[str] = frozenset()
 
 
 @functools.cache
@@ -94,9 +59,27 @@ def built(
     tools = command or compiler()
     cache = private_directory()
     unique = list(dict.fromkeys(wanted))
+    made: dict[Wanted, Path] = {}
     with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
-        paths = list(pool.map(lambda one: _library(one, tools, cache, strict), unique))
-    return dict(zip(unique, paths, strict=True))
+        for rank in _ranks(unique):
+            paths = pool.map(lambda one: _library(one, tools, cache, strict, made), rank)
+            made.update(zip(rank, paths, strict=True))
+    return {one: made[one] for one in unique}
+
+
+def _ranks(wanted: Iterable[Wanted]) -> Iterator[list[Wanted]]:
+    """Yield WANTED with all that they are linked with, in groups: each needs only what groups before it hold."""
+    left = set(wanted)
+    added = left
+    while added:
+        added = {(name, PLAIN) for one in added for name in LIBRARIES[one[0]].links} - left
+        left |= added
+    done: set[Wanted] = set()
+    while left:
+        rank = {one for one in left if all((name, PLAIN) in done for name in LIBRARIES[one[0]].links)}
+        yield sorted(rank, key=lambda one: (one[0], sorted(one[1])))
+        left -= rank
+        done |= rank
 
 
 def private_directory() -> Path:
@@ -117,31 +100,36 @@ def private_directory() -> Path:
     return path
 
 
-def _library(wanted: Wanted, command: tuple[str, ...], cache: Path, strict: bool) -> Path:
+def _library(wanted: Wanted, command: tuple[str, ...], cache: Path, strict: bool, made: Mapping[Wanted, Path]) -> Path:
     name, hidden = wanted
     arguments = _arguments(name, strict)
+    linked = [str(made[(other, PLAIN)]) for other in LIBRARIES[name].links]
     target = cache / f"{name}-{_digest(name, hidden, command, arguments)}.so"
     if target.is_file():  # only whole files get this name
         return target
     with tempfile.TemporaryDirectory(dir=cache, prefix="build-") as folder:
-        made = Path(folder) / "library.so"
+        result = Path(folder) / "library.so"
         script = Path(folder) / "symbols.map"
         text = _version_script(name, hidden)
         if text:
             script.write_text(text, encoding="ascii")
             arguments = [*arguments, f"-Wl,--version-script={script}"]
-        _run([*command, *arguments, "-o", str(made), "-ldl", "-lpthread"], folder)
-        made.chmod(0o755)
-        os.replace(made, target)  # atomic: a run beside this one sees no half file
+        _run([*command, *arguments, "-o", str(result), *linked, "-ldl", "-lpthread"], folder)
+        result.chmod(0o755)
+        os.replace(result, target)  # atomic: a run beside this one sees no half file
     return target
 
 
 def _arguments(name: str, strict: bool) -> list[str]:
     library = LIBRARIES[name]
     arguments = [*FLAGS, *(["-Werror"] if strict else [])]
+    arguments += ["-pie"] if library.program else ["-shared"]
     arguments += [f"-D{key}={value}" for key, value in library.defines.items()]
     if library.soname:
         arguments.append(f"-Wl,-soname,{library.soname}")
+    if library.run_path:
+        tags = "disable" if library.run_path == RPATH else "enable"
+        arguments += [f"-Wl,--{tags}-new-dtags", "-Wl,-rpath,$ORIGIN"]
     return [*arguments, *(str(SOURCES / source) for source in library.sources)]
 
 

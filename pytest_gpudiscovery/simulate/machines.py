@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pytest_gpudiscovery.simulate.ollama import release_b, release_c
 from pytest_gpudiscovery.simulate.world import PCI, PROC, ROOT, File, World
 
 DATA = Path(__file__).parent / "hosts"
@@ -242,6 +243,10 @@ def _h200() -> World:
     return board(h100(), "NVIDIA H200", cc=(9, 0), **values)
 
 
+def _server() -> World:
+    return release_c(h100())
+
+
 HOSTS: dict[str, Host] = {
     host.name: host
     for host in (
@@ -258,6 +263,9 @@ HOSTS: dict[str, Host] = {
             "one H100 with driver 535.183.01, CUDA 12.2",
             lambda: older_driver(h100(), "535.183.01", 12020, 82),
         ),
+        Host("h100-ollama", "one H100 with Ollama 0.16.3 (runner, libggml of Ollama's own)", lambda: release_b(h100())),
+        Host("h100-ollama-c", "one H100 with Ollama 0.32.15 (llama-server, llama.cpp's libggml)", _server),
+        Host("h100x2-ollama", "two H100 with Ollama 0.16.3", lambda: release_b(several(2))),
         Host("no-driver", "an H100 on the bus, no NVIDIA kernel module, no user space", no_driver),
         Host("none", "no NVIDIA GPU, no driver, no CUDA library", none),
     )

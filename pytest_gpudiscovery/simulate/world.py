@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from pytest_gpudiscovery.simulate.fatbin import Code
+
 Entry = dict[str, Any]
 ROOT = {"uid": 0, "gid": 0}
 
@@ -24,13 +26,14 @@ class File:
     """One file in the library directory. `kind`: built, link, bytes or fifo.
 
     `source` is the csrc name of a built library, or the target of a link; `hidden` are functions that it must not
-    export; `mangle` makes other bytes of the built ones.
+    export; `code` is the device code that is written into it; `mangle` makes other bytes of the built ones.
     """
 
     kind: str
     source: str = ""
     data: bytes = b""
     hidden: frozenset[str] = frozenset()
+    code: Code | None = None
     mangle: Callable[[bytes], bytes] | None = None
     mode: int = 0o755
 
@@ -45,6 +48,8 @@ class World:
     env: dict[str, str] = field(default_factory=dict)  # {dir} stands for the host's directory
     library_path: list[str] = field(default_factory=lambda: ["{dir}/lib"])
     notes: list[str] = field(default_factory=list)
+    ollama: str = ""  # install prefix below the host's directory; "": no Ollama
+    layout: str = ""  # b or c (csrc/ggml.h) of that Ollama's libraries
 
     # --- the driver's version -------------------------------------------------------------------------------------
 

@@ -14,9 +14,10 @@ import pytest
 
 from pytest_gpudiscovery.simulate import build
 from pytest_gpudiscovery.simulate.errors import SimulationError
+from pytest_gpudiscovery.simulate.libraries import LIBRARIES
 
 COMPILERS = [found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))]
-ALL = [(name, frozenset[str]()) for name in build.LIBRARIES]
+ALL = [(name, frozenset[str]()) for name in LIBRARIES]
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def exports(path: Path) -> set[str]:
 @pytest.mark.parametrize("compiler", COMPILERS[:1])
 def test_everything_builds_without_a_warning(compiler: str, temporary: Path) -> None:
     made = build.built(ALL, strict=True, command=(compiler,))
-    assert sorted(path.name.rpartition("-")[0] for path in made.values()) == sorted(build.LIBRARIES)
+    assert sorted(path.name.rpartition("-")[0] for path in made.values()) == sorted(LIBRARIES)
     for path in made.values():
         assert path.read_bytes()[:4] == b"\x7fELF"
         assert path.stat().st_mode & 0o777 == 0o755

@@ -1,6 +1,7 @@
 /* The CUDA runtime, major SIM_RUNTIME (12 or 13), on top of whatever dlopen("libcuda.so.1") finds, like the real one.
  * Every exported symbol has version libcudart.so.SIM_RUNTIME (cudart.map). */
 #define _GNU_SOURCE
+#include "modules.h"
 #include "sim.h"
 
 #include <dlfcn.h>
@@ -50,6 +51,7 @@ static int ready(void)
     CALL("cuInit", (unsigned), 0);
     if (version_of_driver(&version) || version / 1000 < SIM_RUNTIME)
         return keep(INSUFFICIENT_DRIVER);
+    load_modules_now(driver);
     return OK;
 }
 
@@ -123,6 +125,12 @@ SIM_EXPORT int cudaGetDevice(int *device)
 {
     SIM_GATE("cudaGetDevice");
     *device = chosen;
+    return OK;
+}
+
+SIM_EXPORT int cudaDeviceReset(void)
+{
+    SIM_GATE("cudaDeviceReset");
     return OK;
 }
 

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <time.h>
@@ -30,6 +31,8 @@ static struct line *lines;
 static size_t line_count;
 static char own_path[PATH_MAX];
 static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+#include "hang.h"
 
 static int by_key(const void *a, const void *b)
 {
@@ -58,20 +61,33 @@ static char *whole_file(const char *path)
     return text;
 }
 
+static int find_own_path(void)
+{
+#ifdef SIM_PROGRAM
+    return realpath("/proc/self/exe", own_path) != NULL; /* dladdr gives what the caller typed */
+#else
+    Dl_info self;
+
+    return dladdr((void *)find_own_path, &self) && realpath(self.dli_fname, own_path);
+#endif
+}
+
 static void load(void)
 {
-    Dl_info self;
     char path[PATH_MAX + 16], *text, *slash, *next, *equals;
-    int up;
 
-    if (!dladdr((void *)load, &self) || !realpath(self.dli_fname, own_path))
+    if (!find_own_path())
         return;
     sim_copy(path, sizeof path, own_path);
-    for (up = 0; up < 2; up++)
-        if ((slash = strrchr(path, '/')))
-            *slash = '\0';
-    strcat(path, "/sim.conf");
-    if (!(text = whole_file(path)))
+    do { /* the nearest one above the file */
+        if (!(slash = strrchr(path, '/')))
+            break;
+        strcpy(slash, "/sim.conf");
+        if (!access(path, F_OK))
+            break;
+        *slash = '\0';
+    } while (1);
+    if (!(text = whole_file(slash ? path : "sim.conf")))
         return;
     for (next = text; *next; next++)
         line_count += *next == '\n';
@@ -141,80 +157,6 @@ long long sim_gpu_number(long long fallback, const char *layer, int gpu, const c
 
 /* --- injected faults ----------------------------------------------------------------------------------------------- */
 
-static double now(void)
-{
-    struct timespec time;
-
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
-}
-
-static void rest(double seconds)
-{
-    double end = now() + seconds, left;
-
-    while ((left = end - now()) > 0) {
-        struct timespec time = {(time_t)left, (long)((left - (double)(time_t)left) * 1e9)};
-
-        nanosleep(&time, NULL); /* a signal must not end it early */
-    }
-}
-
-static void hang_futex(double limit)
-{
-    static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
-    struct timespec until;
-
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += (time_t)limit;
-    pthread_mutex_lock(&mutex);
-    pthread_mutex_timedlock(&mutex, &until); /* its own lock: nobody will ever unlock it */
-}
-
-static void hang_spin(double limit)
-{
-    double end = now() + limit;
-    volatile unsigned long turns = 0;
-
-    while (turns++ % 1000000 || now() < end)
-        ;
-}
-
-/* Every hang ends by itself after hang.limit seconds: a forgotten victim must not stay on the machine for ever. */
-static void hang(char *how)
-{
-    double limit = (double)sim_number(600, "hang.limit");
-    char *kind = strsep(&how, " ");
-    int ends[2];
-    sigset_t all;
-
-    if (!strcmp(kind, "futex")) {
-        hang_futex(limit);
-    } else if (!strcmp(kind, "spin")) {
-        hang_spin(limit);
-    } else if (!strcmp(kind, "signals")) {
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, NULL);
-        rest(limit);
-    } else if (!strcmp(kind, "poll") && !pipe2(ends, O_CLOEXEC)) {
-        struct pollfd silent = {ends[0], POLLIN, 0};
-
-        poll(&silent, 1, (int)(limit * 1000));
-    } else if (!strcmp(kind, "path") && how) {
-        char name[PATH_MAX];
-        int fd;
-
-        snprintf(name, sizeof name, "%s.%d", how, (int)getpid());
-        fd = open(name, O_CREAT | O_WRONLY | O_CLOEXEC, 0600); /* state D on a frozen or mute file system */
-        if (fd >= 0) {
-            close(fd);
-            unlink(name);
-        }
-    } else {
-        rest(limit);
-    }
-}
-
 static void hold_descriptors(double seconds)
 {
     if (fork() == 0) { /* a grandchild that keeps the pipes of the probe open */
@@ -250,6 +192,8 @@ int sim_act(const char *function, int *code)
             hold_descriptors(atof(one));
         } else if (!strcmp(verb, "exit")) {
             exit(atoi(one));
+        } else if (!strcmp(verb, "_exit")) {
+            _exit(atoi(one));
         } else if (!strcmp(verb, "abort")) {
             abort();
         } else if (!strcmp(verb, "segv")) {
@@ -264,9 +208,18 @@ int sim_act(const char *function, int *code)
 
 __attribute__((constructor)) static void constructor(void)
 {
+    char action[PATH_MAX + 16], *folder;
     int code;
 
     sim_act("constructor." SIM_LIBRARY, &code);
+    snprintf(action, sizeof action, "constructor.%s", sim_own_name());
+    if (strcmp(sim_own_name(), SIM_LIBRARY))
+        sim_act(action, &code);
+    folder = strrchr(own_path, '/');
+    while (folder > own_path && *--folder != '/')
+        ;
+    snprintf(action, sizeof action, "constructor.%s", *own_path ? folder + 1 : "");
+    sim_act(action, &code); /* cuda_v12/libggml-cuda.so */
 }
 
 /* --- the process and the device nodes ------------------------------------------------------------------------------ */
@@ -328,6 +281,12 @@ int sim_gpu_count(const char *layer)
 int sim_module_loaded(void)
 {
     return sim_get("driver.module") != NULL;
+}
+
+const char *sim_own_name(void)
+{
+    pthread_once(&once, load);
+    return strrchr(own_path, '/') ? strrchr(own_path, '/') + 1 : own_path;
 }
 
 const char *sim_own_version(void)

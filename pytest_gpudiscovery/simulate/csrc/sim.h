@@ -1,7 +1,7 @@
 /* What the simulated driver libraries share: their configuration, injected faults, and the device nodes.
  *
- * Each library reads ../sim.conf, seen from the directory that holds its own file: lines `key=value`, written by
- * simulate/conf.py. A key that starts with `at.` holds actions for one function, such as
+ * Each library and program reads sim.conf of its host: it is looked for from the directory of its own file upwards.
+ * Lines `key=value`, written by simulate/conf.py. A key that starts with `at.` holds actions for one function, such as
  *     at.cuInit=sleep 30; return 802
  */
 #ifndef SIM_H
@@ -20,7 +20,8 @@ long long sim_number(long long fallback, const char *format, ...) __attribute__(
 const char *sim_gpu(const char *layer, int gpu, const char *key);
 long long sim_gpu_number(long long fallback, const char *layer, int gpu, const char *key);
 
-/* Carry out the actions of FUNCTION; 1 when it must return *CODE at once. */
+/* Carry out the actions of FUNCTION; 1 when it must return *CODE at once. Before main or in dlopen every library carries
+ * out those of constructor.NAME (libcuda), constructor.FILE (libggml-cpu-haswell.so) and constructor.FOLDER/FILE. */
 int sim_act(const char *function, int *code);
 
 #define SIM_GATE(function)                     \
@@ -38,6 +39,7 @@ enum sim_node sim_gpu_node(int gpu);
 
 int sim_gpu_count(const char *layer);
 int sim_module_loaded(void);
+const char *sim_own_name(void);        /* the library's own file name, links followed */
 const char *sim_own_version(void);     /* of the library's own file name, "" without one */
 int sim_version_matches_module(void);
 

@@ -1,0 +1,106 @@
+"""Every library and program that csrc/ can become: its sources, its SONAME, what it is linked with.
+
+The DT_NEEDED order is that of Ollama's own builds, as is the run path: none before 0.30, `$ORIGIN` from then on; the
+toolkit's cuBLAS has DT_RPATH, which comes before LD_LIBRARY_PATH.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+RPATH, RUNPATH = "DT_RPATH", "DT_RUNPATH"
+MAJORS = ("12", "13")  # of CUDA
+LAYOUTS = ("b", "c")  # of csrc/ggml.h
+
+
+@dataclass(frozen=True)
+class Library:
+    """One library, or program, that csrc/ can become. `links` are names in LIBRARIES, in the order of DT_NEEDED."""
+
+    sources: tuple[str, ...]
+    defines: Mapping[str, str] = field(default_factory=dict)
+    soname: str = ""
+    version: str = ""  # of every symbol
+    links: tuple[str, ...] = ()
+    run_path: str = ""  # RPATH or RUNPATH: $ORIGIN is in it
+    program: bool = False
+
+
+def _own(name: str, *sources: str, soname: str = "", **more: object) -> Library:
+    """Return the library of SOURCES that calls itself NAME in sim.conf's actions."""
+    defines = {"SIM_LIBRARY": f'"{name}"', **dict(more.pop("defines", {}))}  # type: ignore[call-overload]
+    return Library((*sources, "sim.c"), defines, soname, **more)  # type: ignore[arg-type]
+
+
+def _toolkit(major: str) -> dict[str, Library]:
+    cudart, blas, lt = (f"lib{name}.so.{major}" for name in ("cudart", "cublas", "cublasLt"))
+    runtime = {"SIM_RUNTIME": major}
+    cuda = {"SIM_CUDA": major}
+    sources = ("cudart.c", "modules.c")
+    found = {
+        f"libcudart.{major}": _own("libcudart", *sources, soname=cudart, version=cudart, defines=runtime),
+        f"libcudart.{major}.unversioned": _own("libcudart", *sources, soname=cudart, defines=runtime),
+        f"libcublasLt.{major}": _own("libcublasLt", "cublaslt.c", soname=lt, version=lt, run_path=RPATH, defines=cuda),
+        f"libcublasLt.{major}.ifunc": _own(
+            "libcublasLt", "cublaslt.c", soname=lt, version=lt, run_path=RPATH, defines={**cuda, "SIM_IFUNC": "1"}
+        ),
+    }
+    links = (f"libcublasLt.{major}",)
+    for name, version in ((f"libcublas.{major}", blas), (f"libcublas.{major}.unversioned", "")):
+        found[name] = _own(
+            "libcublas", "cublas.c", soname=blas, version=version, links=links, run_path=RPATH, defines=cuda
+        )
+    return found
+
+
+def _ggml(layout: str) -> dict[str, Library]:
+    base, how = f"libggml-base.{layout}", {"SIM_LAYOUT": f"'{layout}'"}
+    path = RUNPATH if layout == "c" else ""
+    sources = ("ggml_base.c", "ggml_nvml.c") if layout == "b" else ("ggml_base.c",)
+    found = {
+        base: _own("libggml-base", *sources, soname="libggml-base.so.0", run_path=path, defines=how),
+        f"{base}.plain": _own("libggml-base", *sources, soname="libggml-base.so", run_path=path, defines=how),
+        f"libggml-cpu.{layout}": _own("libggml-cpu", "ggml_cpu.c", links=(base,), run_path=path, defines=how),
+    }
+    for major in MAJORS:
+        found[f"libggml-cuda.{layout}.{major}"] = _own(
+            "libggml-cuda",
+            "ggml_cuda.c",
+            "ggml_cuda_devices.c",
+            links=(base, f"libcudart.{major}", f"libcublas.{major}", "libcuda"),
+            run_path=path,
+            defines={**how, "SIM_CUDA": major},
+        )
+    return found
+
+
+LIBRARIES: dict[str, Library] = {
+    "libcuda": _own("libcuda", "libcuda.c", "vmm.c", "library.c", soname="libcuda.so.1"),
+    "libnvidia-ml": _own("libnvidia-ml", "nvml.c", soname="libnvidia-ml.so.1"),
+    "libnvidia-ptxjitcompiler": _own(
+        "libnvidia-ptxjitcompiler", "ptxjit.c", soname="libnvidia-ptxjitcompiler.so.1"
+    ),
+    **_toolkit("12"),
+    **_toolkit("13"),
+    "stub": Library(("stub.c",), soname="libcuda.so.1"),
+    "vgpu": _own("vgpu", "vgpu.c", soname="libvgpu.so"),
+    "netfault": _own("netfault", "netfault.c"),
+    **_ggml("b"),
+    **_ggml("c"),
+    "libggml": _own("libggml", "ggml_reg.c", soname="libggml.so.0", links=("libggml-base.c",), run_path=RUNPATH),
+    "libllama": _own(
+        "libllama", "llama.c", soname="libllama.so.0", links=("libggml", "libggml-base.c"), run_path=RUNPATH
+    ),
+    "libmlx": _own("libmlx", "mlx.c", soname="libmlx.so", defines={"SIM_MLX": "0"}),
+    "libmlxc": _own("libmlxc", "mlx.c", soname="libmlxc.so", links=("libmlx",), defines={"SIM_MLX": "1"}),
+    "ollama": _own("ollama", "ollama.c", program=True, defines={"SIM_PROGRAM": "1"}),
+    "llama-server": _own(
+        "llama-server",
+        "llama_server.c",
+        program=True,
+        links=("libllama", "libggml", "libggml-base.c"),
+        run_path=RUNPATH,
+        defines={"SIM_PROGRAM": "1"},
+    ),
+}  # fmt: skip
