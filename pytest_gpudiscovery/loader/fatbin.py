@@ -18,14 +18,19 @@ from pytest_gpudiscovery.loader.record import dataclass
 
 MAGIC = b"\x50\xed\x55\xba\x01\x00\x10\x00"  # magic, version 1, header of 16 bytes
 FATBIN = 0xBA55ED50
-CONTAINER = Struct("<IHHQ")
-ENTRY = Struct("<HHIQIIHHIIIQQQ")
+CONTAINER = Struct("<I2xHQ")  # magic, bytes of this header and of the entries
+ENTRY = Struct("<H2xIQ8xQ8xQ16x")  # kind, bytes of this header and of the payload, version and SM, flags
 SECTION = Struct("<IIQQQQIIQQ")
 SHT_NOBITS = 8
 SECTIONS = 1 << 16
 IMAGES = 1 << 18
+IMAGES_KNOWN = 1 << 12
 PADDING = 1 << 16  # bytes between containers that are searched for the next magic
 BATCH = 1 << 20  # bytes per read while searching
+# Most payloads in NVIDIA's own libraries take 2 KB and lie together, others take megabytes: after a short step the next
+# AHEAD bytes are read at once, after a long one only what is needed.
+NEAR, AHEAD = 1 << 12, 1 << 14
+HEADERS = CONTAINER.size + ENTRY.size
 OVERLAP = 512  # bytes; longer than any list of architectures
 PF_X = 1
 
@@ -33,7 +38,6 @@ PTX, ELF = "ptx", "elf"
 KINDS = {1: PTX, 2: ELF}
 FLAG_LZ4, FLAG_ZSTD, FLAG_ARCH, FLAG_FAMILY = 0x2000, 0x8000, 0x100000, 0x200000
 CONSTANTS = 1 << 26  # bytes of constants that are searched for the compiled list
-FLAGS = FLAG_LZ4 | FLAG_ZSTD | FLAG_ARCH | FLAG_FAMILY
 LIBRARY_SECTIONS = {b".nv_fatbin": False, b"__nv_relfatbin": True}
 
 
@@ -154,7 +158,8 @@ class _Reader:
         self.containers: list[tuple[Image, ...]] = []
         self.found_by = ""
         self.left = IMAGES
-        self._known: dict[tuple[object, ...], Image] = {}
+        self._known: dict[tuple[int, int, int, bool], Image] = {}
+        self._distinct: dict[Image, Image] = {}
 
     def read(self) -> str:
         """Fill `containers`; return what is wrong, "" if nothing."""
@@ -164,7 +169,7 @@ class _Reader:
         regions = _sections(self.file, header, LIBRARY_SECTIONS)
         self.found_by = "sections" if regions else ""
         for offset, size, relocatable in regions:
-            problem = self._walk(offset, offset + size, relocatable)
+            problem = self._region(offset, offset + size, relocatable)
             if problem:
                 return problem
         if regions:
@@ -174,60 +179,76 @@ class _Reader:
         self.found_by = "magic" if self.containers else ""
         return "" if self.left > 0 else f"more than {IMAGES} images"
 
-    def _walk(self, at: int, end: int, relocatable: bool) -> str:
-        while at + CONTAINER.size <= end and self.left > 0:
-            size = self._container(at, end, relocatable)
-            if size == 0:
-                rest = self.file.read(at, min(PADDING, end - at))
-                size = rest.find(MAGIC, 1)
-                if size < 0:
-                    return f"no container at offset {at:#x}" if rest.strip(b"\0") else ""
-            at += size
-        return "" if self.left > 0 else f"more than {IMAGES} images"
+    def _region(self, at: int, end: int, relocatable: bool) -> str:
+        while at + CONTAINER.size <= end:
+            at = self._walk(at, end, relocatable)
+            if self.left <= 0:
+                return f"more than {IMAGES} images"
+            rest = self.file.read(at, min(PADDING, end - at))
+            place = rest.find(MAGIC, 1)
+            if place < 0:
+                return f"no container at offset {at:#x}" if len(rest) >= CONTAINER.size and rest.strip(b"\0") else ""
+            at += place
+        return ""
 
     def _search(self, at: int, end: int) -> None:
         while at < end and self.left > 0:
             data = self.file.read(at, min(BATCH, end - at))
             place = data.find(MAGIC)
             if place >= 0:
-                at += place + max(self._container(at + place, end, False), len(MAGIC))
+                at = max(self._walk(at + place, end, False), at + place + len(MAGIC))
             elif len(data) < BATCH:
                 return
             else:
                 at += BATCH - len(MAGIC)
 
-    def _container(self, at: int, end: int, relocatable: bool) -> int:
-        """Read one container; return its bytes, 0 when it is none."""
-        fields = self.file.peek(CONTAINER, at)
-        if fields is None or fields[0] != FATBIN or fields[2] < CONTAINER.size:
-            return 0
-        total = fields[2] + fields[3]
-        stop = min(at + total, end)
-        entry = at + fields[2]
-        held: list[Image] = []
-        while entry + ENTRY.size <= stop and self.left > 0:
-            values = self.file.peek(ENTRY, entry)
-            if values is None:
+    def _walk(self, at: int, end: int, relocatable: bool) -> int:
+        """Read the containers that follow each other from AT on; return where there is none."""
+        pread, containers, known = self.file.ahead, self.containers, self._known
+        data, start, whole = b"", at, -1  # bytes read last, their offset, and where an entry in them can begin
+        while at + CONTAINER.size <= end and self.left > 0:
+            place = at - start
+            if not 0 <= place <= whole:
+                data = pread(at, AHEAD if place - whole < NEAR else HEADERS)
+                start, place, whole = at, 0, len(data) - ENTRY.size
+                if len(data) < CONTAINER.size:
+                    break
+            magic, head, size = CONTAINER.unpack_from(data, place)
+            if magic != FATBIN or head < CONTAINER.size:
                 break
-            kind, _, head, size, _, _, minor, major, sm, _, _, flags, _, _ = values
-            if head < ENTRY.size or head + size > stop - entry + 8:  # the last payload may lack its padding
-                break
-            self.left -= 1
-            key = (kind, sm, major, minor, flags & FLAGS, relocatable)
-            image = self._known.get(key)
-            if image is None:
-                image = self._known[key] = _image(kind, sm, (major, minor), flags, relocatable)
-            held.append(image)
-            entry += head + size
-        self.containers.append(tuple(held))
-        return total
+            entry, at = at + head, at + head + size
+            stop = min(at, end)
+            last, held = stop - ENTRY.size, []
+            for _ in range(self.left):  # CPython 3.11 specialises a function while a for loop runs, not a while
+                if entry > last:
+                    break
+                place = entry - start
+                if place > whole:
+                    data = pread(entry, AHEAD if place - whole < NEAR else HEADERS)
+                    start, place, whole = entry, 0, len(data) - ENTRY.size
+                    if whole < 0:
+                        break
+                kind, head, size, target, flags = ENTRY.unpack_from(data, place)
+                entry += head + size
+                if head < ENTRY.size or entry > stop + 8:  # the last payload may lack its padding
+                    break
+                key = (kind, target, flags, relocatable)
+                held.append(known.get(key) or self._image(*key))
+            self.left -= len(held)
+            containers.append(tuple(held))
+        return at
 
-
-def _image(kind: int, sm: int, version: tuple[int, int], flags: int, relocatable: bool) -> Image:
-    name = KINDS.get(kind, str(kind))
-    suffix = "a" if flags & FLAG_ARCH else "f" if flags & FLAG_FAMILY else ""
-    compression = "zstd" if flags & FLAG_ZSTD else "lz4" if flags & FLAG_LZ4 else ""
-    return Image(name, sm, suffix, version if name == PTX else (0, 0), compression, relocatable)
+    def _image(self, kind: int, target: int, flags: int, relocatable: bool) -> Image:
+        """Return the image for these fields, the same object for all that are equal."""
+        minor, major, sm = target & 0xFFFF, target >> 16 & 0xFFFF, target >> 32
+        name = KINDS.get(kind, str(kind))
+        suffix = "a" if flags & FLAG_ARCH else "f" if flags & FLAG_FAMILY else ""
+        compression = "zstd" if flags & FLAG_ZSTD else "lz4" if flags & FLAG_LZ4 else ""
+        image = Image(name, sm, suffix, (major, minor) if name == PTX else (0, 0), compression, relocatable)
+        image = self._distinct.setdefault(image, image)
+        if len(self._known) < IMAGES_KNOWN:
+            self._known[kind, target, flags, relocatable] = image
+        return image
 
 
 def read_architectures(path: str, *, root: str | None = None) -> tuple[int, ...]:

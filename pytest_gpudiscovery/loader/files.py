@@ -14,7 +14,7 @@ from struct import Struct
 
 from pytest_gpudiscovery.loader.problems import CANNOT_READ, HANGS, INVALID_HEADER, TOO_SHORT, Refused, Skipped
 
-CHUNK = 1 << 14  # bytes per pread; tables of one library lie close together
+CHUNK = 1 << 14  # bytes per pread, a power of two; tables of one library lie close together
 CHUNKS_KEPT = 96  # per file: 1.5 MB at most
 LINKS_FOLLOWED = 40  # the kernel's own limit
 
@@ -172,18 +172,17 @@ class File:
             return self._chunk(number)[start : start + size]
         return os.pread(self._fd, min(size, self.size - offset), offset)
 
-    def peek(self, form: Struct, offset: int) -> tuple[int, ...] | None:
-        """As `unpack`, without the cache: for small records that lie far apart."""
-        data = os.pread(self._fd, form.size, offset) if 0 <= offset < self.size else b""
-        return form.unpack(data) if len(data) == form.size else None
+    def ahead(self, offset: int, size: int) -> bytes:
+        """As `read`, without the cache: for records that are spread over the whole file."""
+        return os.pread(self._fd, size, offset) if 0 <= offset < self.size else b""
 
     def unpack(self, form: Struct, offset: int) -> tuple[int, ...] | None:
         """Return the fields of FORM at OFFSET, or None where the file ends before them; raises OSError."""
         if offset < 0:
             return None
-        number, start = divmod(offset, CHUNK)
+        start = offset & CHUNK - 1
         if start + form.size <= CHUNK and offset < self.size:
-            data = self._chunk(number)
+            data = self._chunks.get(offset // CHUNK) or self._chunk(offset // CHUNK)
             if start + form.size <= len(data):
                 return form.unpack_from(data, start)
             return None

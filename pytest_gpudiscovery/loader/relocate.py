@@ -90,6 +90,7 @@ class Checker:
                 seen.add(id(loaded))
                 self.scope.append(loaded)
         self._found: dict[tuple[object, ...], LinkMap | None] = {}
+        self._hashes: dict[bytes, int] = {}
         self._filters: list[tuple[memoryview[int], Symbols, LinkMap]] = []
 
     def fail(self, kind: str, refused: Refused, requester: LinkMap) -> None:
@@ -151,19 +152,21 @@ class Checker:
 
     def _resolve(self, loaded: LinkMap, reference: Reference) -> LinkMap | None:
         name, version, plt = reference.name, reference.version, reference.plt
+        hash_ = self._hashes.get(name)
+        if hash_ is None:
+            hash_ = self._hashes[name] = gnu_hash(name)
         if loaded.elf.symbolic:
-            own = loaded.symbols.lookup(name, version, gnu_hash(name), plt, self.rules, loaded.names)
+            own = loaded.symbols.lookup(name, version, hash_, plt, self.rules, loaded.names)
             if own >= 0:
                 return loaded
         key = (name, plt, version and version.name, version and version.hidden, version and version.file)
         if key not in self._found:
-            self._found[key] = self._search(name, version, plt)
+            self._found[key] = self._search(name, version, hash_, plt)
         return self._found[key]
 
-    def _search(self, name: bytes, version: Version | None, plt: bool) -> LinkMap | None:
+    def _search(self, name: bytes, version: Version | None, hash_: int, plt: bool) -> LinkMap | None:
         if not self._filters:
             self._filters = [(other.symbols.bloom, other.symbols, other) for other in self.scope]
-        hash_ = gnu_hash(name)
         word_at, bit = hash_ >> 6, hash_ & 63
         for bloom, symbols, other in self._filters:
             if bloom:  # Symbols.may_have, written out: this is the inner loop of every prediction

@@ -6,17 +6,13 @@ and a chain (elf/dl-lookup.c: do_lookup_x, check_match).
 
 from __future__ import annotations
 
-from struct import Struct, iter_unpack
+from struct import Struct
 
 from pytest_gpudiscovery.loader import elf as e
 from pytest_gpudiscovery.loader.elf import Elf
 from pytest_gpudiscovery.loader.problems import ABORT, SIGBUS, SIGSEGV, UNSUPPORTED, Refused
 from pytest_gpudiscovery.loader.rules import Rules
 from pytest_gpudiscovery.loader.versions import HIDDEN, INDEX, Version, Versions
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 SYMBOL = Struct("<IBBHQQ")
 GNU_HEADER = Struct("<IIII")
@@ -25,11 +21,11 @@ WORD = Struct("<I")
 LONG = Struct("<Q")
 HALF = Struct("<H")
 RELOCATION = 24  # bytes of an Elf64_Rela
-BATCH = 2048  # relocations per read
+BATCH = 1 << 13  # relocations per read
 RELOCATION_BYTES = 1 << 28
 SYMBOLS_NAMED = 1 << 17
-LINKS = 8  # of a hash chain per read
-CHAIN = 1 << 16  # steps in one hash chain; an honest one has a handful
+LINKS = 1 << 20  # steps in the hash chains of one object; an honest lookup takes a handful
+HASHES_KEPT = 1 << 15  # bytes of hash buckets and chains that are read at once
 TABLE_KEPT = 1 << 18  # bytes of a symbol table that is read at once
 BLOOM_KEPT = 1 << 20  # bytes of a Bloom filter that is read at once
 
@@ -38,6 +34,7 @@ STT_TLS = 6
 SHN_ABS = 0xFFF1
 DEFINING_TYPES = frozenset((0, 1, 2, 5, 6, 10))  # NOTYPE, OBJECT, FUNC, COMMON, TLS, GNU_IFUNC
 BINDING = frozenset((STB_GLOBAL, STB_WEAK, STB_GNU_UNIQUE))
+TYPE = 0xFFFFFFFF  # the type in r_info; the symbol is above
 R_COPY, R_JUMP_SLOT, R_TPOFF64, R_TLSDESC, R_IRELATIVE = 5, 7, 18, 36, 37
 PLT_CLASS = frozenset((R_JUMP_SLOT, 16, 17, R_TPOFF64, R_TLSDESC))  # ELF_RTYPE_CLASS_PLT in x86_64/dl-machine.h
 KNOWN_TYPES = frozenset((0, 1, 2, 5, 6, 7, 8, 10, 16, 17, 18, 32, 33, 36, 37, 38))
@@ -59,6 +56,26 @@ def sysv_hash(name: bytes) -> int:
         high = value & 0xF0000000
         value = (value ^ high >> 24) & ~high & 0xFFFFFFFF
     return value
+
+
+def _visible(symbol: tuple[int, ...]) -> bool:
+    return symbol[2] & 3 not in (1, 2) and symbol[1] >> 4 in BINDING  # STV_INTERNAL, STV_HIDDEN; STB_LOCAL
+
+
+def _note(found: Relocations, named: dict[int, bool], infos: dict[int, None]) -> None:
+    """Add to FOUND and NAMED (symbol: does a PLT relocation name it?) what the r_info fields INFOS say."""
+    kinds = {info & TYPE for info in infos}
+    if kinds - KNOWN_TYPES and found.unknown is None:
+        found.unknown = next(info & TYPE for info in infos if info & TYPE not in KNOWN_TYPES)
+    for kind, noted in ((R_TPOFF64, found.static_tls), (R_TLSDESC, found.descriptors)):
+        if kind in kinds:
+            noted.update(dict.fromkeys([info >> 32 for info in infos if info & TYPE == kind]))
+    for symbol in dict.fromkeys([info >> 32 for info in infos]):
+        named.setdefault(symbol, False)
+    if kinds & PLT_CLASS:
+        # The stricter class wins: a symbol that any PLT relocation names must be defined somewhere else.
+        named.update([(info >> 32, True) for info in infos if info & TYPE in PLT_CLASS])
+    named.pop(0, None)  # no symbol
 
 
 class Reference:
@@ -99,16 +116,19 @@ class Symbols:
         self.kind = ""
         self.bloom = memoryview(b"").cast("Q")
         self.mask = self.shift = self.buckets = self.first = 0
-        self.bloom_at = self.bucket_at = self.chain_at = 0
+        self.bloom_at = self.hashes_at = 0
         if e.DT_GNU_HASH in tables:
             self._gnu(elf.locate(tables[e.DT_GNU_HASH]))
         elif e.DT_HASH in tables:
             at = elf.locate(tables[e.DT_HASH])
             self.buckets, _ = elf.fields(WORD2, at)
-            self.bucket_at, self.chain_at = at + 8, at + 8 + 4 * self.buckets
+            self.hashes_at = at + WORD2.size
             self.kind = "sysv" if self.buckets else ""
         if self.kind and self.symbols < 0:
             raise Refused("a hash table without DT_SYMTAB", elf.name, SIGSEGV)
+        self._links = LINKS
+        kept = elf.file.read(self.hashes_at, HASHES_KEPT) if self.kind else b""
+        self._hashes = memoryview(kept[: len(kept) & -4]).cast("I")
 
     def _gnu(self, at: int) -> None:
         self.buckets, self.first, words, self.shift = self.elf.fields(GNU_HEADER, at)
@@ -116,8 +136,7 @@ class Symbols:
             raise Refused("Inconsistency detected by ld.so: _dl_setup_hash: assertion failed", self.elf.name, ABORT)
         self.mask = words - 1
         self.bloom_at = at + GNU_HEADER.size
-        self.bucket_at = self.bloom_at + 8 * words
-        self.chain_at = self.bucket_at + 4 * self.buckets
+        self.hashes_at = self.bloom_at + 8 * words
         if 8 * words <= BLOOM_KEPT:
             data = self.elf.file.read(self.bloom_at, 8 * words)
             if len(data) == 8 * words:
@@ -152,48 +171,63 @@ class Symbols:
             return -1
         fallback, fallbacks = -1, 0
         for index in chain:
-            verdict = self._match(index, name, version, plt, rules, names)
+            symbol = self.elf.fields(SYMBOL, self.symbols + SYMBOL.size * index)
+            verdict = self._match(index, symbol, name, version, plt, rules, names)
             if verdict > 0:
-                return index if self._visible(index) else -1
+                return index if _visible(symbol) else -1
             if verdict < 0:
                 fallbacks += 1
                 if fallbacks == 1:
-                    fallback = index
-        return fallback if fallbacks == 1 and self._visible(fallback) else -1
+                    fallback = index if _visible(symbol) else -1
+        return fallback if fallbacks == 1 else -1
 
     def _gnu_chain(self, hash_: int) -> list[int]:
-        elf = self.elf
-        (index,) = elf.fields(WORD, self.bucket_at + 4 * (hash_ % self.buckets))
+        """Return the indices with this hash, whose lowest bit a chain does not keep."""
+        words, first = self._hashes, self.buckets - self.first
+        index = self._hash_word(hash_ % self.buckets)
         found: list[int] = []
         if not index:
             return found
-        for start in range(index, index + CHAIN, LINKS):
-            words = elf.file.read(self.chain_at + 4 * (start - self.first), 4 * LINKS)
-            for number in range(len(words) // 4):
-                (value,) = WORD.unpack_from(words, 4 * number)
-                if (value ^ hash_) >> 1 == 0:
-                    found.append(start + number)
-                if value & 1:
-                    return found
-            if len(words) < 4 * LINKS:
-                raise Refused("the file ends inside a hash chain", elf.name, SIGBUS)
-        return found
+        for at in range(index, index + self._links):
+            place = first + at  # in words behind the first bucket
+            value = words[place] if 0 <= place < len(words) else self._hash_word(place)
+            if (value ^ hash_) >> 1 == 0:
+                found.append(at)
+            if value & 1:
+                self._links -= at - index
+                return found
+        raise Refused("a hash chain does not end", self.elf.name, UNSUPPORTED)
 
     def _sysv_chain(self, name: bytes) -> list[int]:
-        elf = self.elf
-        (index,) = elf.fields(WORD, self.bucket_at + 4 * (sysv_hash(name) % self.buckets))
+        index = self._hash_word(sysv_hash(name) % self.buckets)
         found: list[int] = []
         while index:
-            if len(found) == CHAIN:
-                raise Refused("a hash chain does not end", elf.name, UNSUPPORTED)
+            if self._links <= 0:
+                raise Refused("a hash chain does not end", self.elf.name, UNSUPPORTED)
+            self._links -= 1
             found.append(index)
-            (index,) = elf.fields(WORD, self.chain_at + 4 * index)
+            index = self._hash_word(self.buckets + index)
         return found
 
-    def _match(self, index: int, name: bytes, version: Version | None, plt: bool, rules: Rules, names: set[str]) -> int:
+    def _hash_word(self, place: int) -> int:
+        """Return the word at PLACE of buckets and chains, which lie behind each other in both kinds of table."""
+        if 0 <= place < len(self._hashes):
+            return self._hashes[place]
+        return self.elf.fields(WORD, self.hashes_at + 4 * place)[0]
+
+    def _match(
+        self,
+        index: int,
+        symbol: tuple[int, ...],
+        name: bytes,
+        version: Version | None,
+        plt: bool,
+        rules: Rules,
+        names: set[str],
+    ) -> int:
         """check_match: 1 is the definition, -1 a fallback if it stays the only one, 0 no match."""
         elf = self.elf
-        text, info, _, section, value, _ = elf.fields(SYMBOL, self.symbols + SYMBOL.size * index)
+        text, info, _, section, value, _ = symbol
         kind = info & 15
         if (value == 0 and section != SHN_ABS and kind != STT_TLS) or (plt and section == 0):
             return 0
@@ -216,10 +250,6 @@ class Symbols:
             return 0
         return -1 if rules.unversioned_is_fallback else 1
 
-    def _visible(self, index: int) -> bool:
-        _, info, other, _, _, _ = self.elf.fields(SYMBOL, self.symbols + SYMBOL.size * index)
-        return other & 3 not in (1, 2) and info >> 4 in BINDING  # STV_INTERNAL, STV_HIDDEN; STB_LOCAL
-
     # -- relocations
 
     def relocations(self) -> Relocations:
@@ -234,26 +264,40 @@ class Symbols:
                 self._scan(found, named, tables[start] + skipped, length - skipped)
         if named and self.symbols < 0:
             raise Refused("relocations without DT_SYMTAB", self.elf.name, SIGSEGV)
-        read = self._reader(max(named, default=0))
-        for index, plt in named.items():
-            text, info, other, section, _, _ = read(index)
-            if section == 0 and info >> 4 != STB_LOCAL and other & 3 not in (1, 2):
-                reference = Reference(self.elf.string(text), self._version(index), info >> 4 == STB_WEAK, plt)
-                found.undefined[index] = reference
+        if named:
+            self._references(found, named)
         return found
 
-    def _reader(self, highest: int) -> Callable[[int], tuple[int, ...]]:
-        """Return what reads one symbol: from the whole table at once where it is small."""
-        size = SYMBOL.size * (highest + 1)
-        data = self.elf.file.read(self.symbols, size) if size <= TABLE_KEPT else b""
-        if len(data) == size:
-            return lambda index: SYMBOL.unpack_from(data, SYMBOL.size * index)
-        return lambda index: self.elf.fields(SYMBOL, self.symbols + SYMBOL.size * index)
+    def _references(self, found: Relocations, named: dict[int, bool]) -> None:
+        """Fill in those of the NAMED symbols that the object does not define, in order."""
+        elf, highest = self.elf, max(named)
+        table = self._table(self.symbols, SYMBOL.size, highest)
+        if table:  # most are defined here: their section, two bytes, is not 0
+            low, high = table[6 :: SYMBOL.size], table[7 :: SYMBOL.size]
+            wanted = [index for index in named if not low[index] and not high[index]]
+        else:
+            wanted = list(named)
+        versions = self._table(self.versions.symbols, HALF.size, highest) if self.versions.symbols >= 0 else b""
+        for index in wanted:
+            at = SYMBOL.size * index
+            text, info, other, section, _, _ = (
+                SYMBOL.unpack_from(table, at) if table else elf.fields(SYMBOL, self.symbols + at)
+            )
+            if section == 0 and info >> 4 != STB_LOCAL and other & 3 not in (1, 2):
+                version = self._version(index, versions)
+                found.undefined[index] = Reference(elf.string(text), version, info >> 4 == STB_WEAK, named[index])
 
-    def _version(self, index: int) -> Version | None:
+    def _table(self, at: int, size: int, highest: int) -> bytes:
+        """Return the entries up to HIGHEST of the table at AT; empty where they are too many to be read at once."""
+        length = size * (highest + 1)
+        data = self.elf.file.read(at, length) if length <= TABLE_KEPT else b""
+        return data if len(data) == length else b""
+
+    def _version(self, index: int, versions: bytes) -> Version | None:
         if self.versions.symbols < 0:
             return None
-        (raw,) = self.elf.fields(HALF, self.versions.symbols + 2 * index)
+        at = HALF.size * index
+        (raw,) = HALF.unpack_from(versions, at) if versions else self.elf.fields(HALF, self.versions.symbols + at)
         found = self.versions.table.get(raw & INDEX)
         return found if found is not None and found.hash else None
 
@@ -265,30 +309,17 @@ class Symbols:
         end = at + length - length % RELOCATION
         if end > elf.file.size:
             raise Refused("the file ends inside the relocations", elf.name, SIGBUS)
-        seen: set[int] = set()
+        seen: dict[int, None] = {}
         while at < end:
             data = elf.file.read(at, min(BATCH * RELOCATION, end - at))
-            if not data:
+            if not data or len(data) % RELOCATION:
                 raise Refused("the file ends inside the relocations", elf.name, SIGBUS)
             at += len(data)
-            infos = [info for (info,) in iter_unpack("<8xQ8x", data[: len(data) - len(data) % RELOCATION])]
+            infos = memoryview(data).cast("Q")[1::3].tolist()
             found.ifuncs += infos.count(R_IRELATIVE)
-            for info in dict.fromkeys(infos):
-                if info in seen:
-                    continue
-                seen.add(info)
-                self._note(found, named, info >> 32, info & 0xFFFFFFFF)
-            if len(named) > SYMBOLS_NAMED or len(seen) > 2 * SYMBOLS_NAMED:
+            seen.update(dict.fromkeys(infos))
+            if len(seen) > 2 * SYMBOLS_NAMED:
                 raise Refused(f"relocations name more than {SYMBOLS_NAMED} symbols", elf.name, UNSUPPORTED)
-
-    @staticmethod
-    def _note(found: Relocations, named: dict[int, bool], symbol: int, kind: int) -> None:
-        if kind not in KNOWN_TYPES and found.unknown is None:
-            found.unknown = kind
-        if kind == R_TPOFF64:
-            found.static_tls[symbol] = None
-        elif kind == R_TLSDESC:
-            found.descriptors[symbol] = None
-        if symbol:
-            # The stricter class wins: a symbol that any PLT relocation names must be defined somewhere else.
-            named[symbol] = named.get(symbol, False) or kind in PLT_CLASS
+        _note(found, named, seen)
+        if len(named) > SYMBOLS_NAMED:
+            raise Refused(f"relocations name more than {SYMBOLS_NAMED} symbols", elf.name, UNSUPPORTED)
