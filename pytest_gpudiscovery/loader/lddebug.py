@@ -4,6 +4,7 @@ The account goes to the child's stderr, whose last bytes the supervisor always h
 the probe's user may write to, on a disk that is not full. Lines are those of glibc's elf/dl-load.c, dl-reloc.c and
 dl-init.c, the same since 2.17:
 
+    `   1234:   file=libx.so [0];  needed by /a/liby.so`     a name or path that is not loaded yet is asked for
     `   1234:   find library=libx.so [0]; searching`        a name is looked for
     `   1234:     trying file=/a/libx.so`                    a candidate is opened
     `   1234:   file=libx.so [0];  generating link map`      it was taken and is being mapped
@@ -23,6 +24,7 @@ _WHAT = (
     (CONSTRUCTOR, re.compile(r"calling init: (.+)$")),
     (RELOCATING, re.compile(r"relocation processing: (.+?)(?: \(lazy\))?$")),
     (OPENING, re.compile(r"\s*trying file=(.+)$")),
+    (OPENING, re.compile(r"file=(.+?) \[-?\d+\];\s+(?:needed|dynamically loaded) by .*$")),
     (MAPPING, re.compile(r"file=(.+?) \[-?\d+\];\s+generating link map$")),
     (OPENING, re.compile(r"find library=(.+?) \[-?\d+\]; searching$")),
 )

@@ -189,7 +189,7 @@ def _device(
     raw = ctypes.create_string_buffer(ggml.PROPS)
     with journal.step(f"{prefix}ggml_backend_dev_get_props({device['ordinal']})"):
         get_props(address, raw)
-    device["props"] = ggml.properties(raw.raw, total.value)
+    device["props"] = ggml.properties(raw.raw)
 
 
 ASKED = {"first": first, "second": second}

@@ -1,8 +1,8 @@
 """ggml's backend interface through ctypes: the accessors of libggml-base where they exist, and layouts that are proven.
 
 A library of another version answers with another layout. So nothing is followed before it was looked at: the registry's
-function pointers must lead into executable memory, and the properties are read only in a layout whose memory size is
-the one that ggml_backend_dev_memory gave.
+function pointers must lead into executable memory, and the properties are read only in a layout that has a PCI address
+where it should have one. (Their memory is no help: Ollama leaves it 0, to make no context.)
 
 Sources: ggml/src/ggml-backend-impl.h and ggml/include/ggml-backend.h of Ollama v0.12.4 to v0.24.0 (interface version 2,
 `id` between memory_free and memory_total) and of llama.cpp (interface version 2, no `id`; discover/native_probe.go of
@@ -24,8 +24,8 @@ PROPS = 512  # bytes; struct ggml_backend_dev_props has 56 to 120
 TEXT = 256  # bytes of a C string that are looked at
 # Byte offsets in struct ggml_backend_dev_props. `id` is Ollama's: the UUID. `device_id` is the PCI address.
 LAYOUTS: dict[str, dict[str, int]] = {
-    "ollama": {"id": 24, "memory_total": 32, "device_id": 48, "compute_major": 68, "compute_minor": 72},
-    "llama.cpp": {"memory_total": 24, "device_id": 40},
+    "ollama": {"id": 24, "device_id": 48, "compute_major": 68, "compute_minor": 72},
+    "llama.cpp": {"device_id": 40},
 }
 
 
@@ -85,22 +85,30 @@ def text_at(address: int | None) -> str | None:
     return raw.decode("utf-8", "backslashreplace")
 
 
-def properties(raw: bytes, total: int | None) -> dict[str, Any]:
-    """Return what RAW, a filled struct ggml_backend_dev_props, says: `layout` names the one that fits TOTAL bytes.
+def properties(raw: bytes) -> dict[str, Any]:
+    """Return what RAW, a filled struct ggml_backend_dev_props, says; `layout` names the one that it has.
 
-    `layout` None: no known layout has the memory size where TOTAL says that it is, so nothing is read.
+    `layout` None: no known layout has a PCI address where it should be, so nothing is read.
     """
     for name, offsets in LAYOUTS.items():
-        if total and int.from_bytes(raw[offsets["memory_total"] : offsets["memory_total"] + 8], "little") == total:
-            found: dict[str, Any] = {"layout": name}
-            for key in ("id", "device_id"):
-                if key in offsets:
-                    found[key] = text_at(int.from_bytes(raw[offsets[key] : offsets[key] + 8], "little"))
-            if "compute_major" in offsets:
-                words = [raw[offsets[key] : offsets[key] + 4] for key in ("compute_major", "compute_minor")]
-                found["cc"] = [int.from_bytes(word, "little", signed=True) for word in words]
-            return found
+        found: dict[str, Any] = {"layout": name}
+        for key in ("id", "device_id"):
+            if key in offsets:
+                found[key] = text_at(int.from_bytes(raw[offsets[key] : offsets[key] + 8], "little"))
+        if not is_pci_address(found["device_id"]) or found.get("id", "-") is None:
+            continue
+        if "compute_major" in offsets:
+            words = [raw[offsets[key] : offsets[key] + 4] for key in ("compute_major", "compute_minor")]
+            found["cc"] = [int.from_bytes(word, "little", signed=True) for word in words]
+        return found
     return {"layout": None}
+
+
+def is_pci_address(text: str | None) -> bool:
+    """Return whether TEXT is a PCI address such as 0000:00:06.0 or 00000000:00:06.0."""
+    parts = (text or "").replace(".", ":").split(":")
+    digits = "0123456789abcdefABCDEF"
+    return len(parts) == 4 and all(part and all(letter in digits for letter in part) for part in parts)
 
 
 class Functions:

@@ -162,6 +162,10 @@ def _props(props: Facts, gpu: Facts, era: str | None, facts: dict[str, Any], sub
     if layout is None or (wanted and layout != wanted):
         facts |= {"layout": layout or "no known layout", "wanted": wanted or "one that is known"}
         return [found("backend.props_layout", facts, subject=subject, expected=wanted, observed=layout)]
+    cc, known = list(sequence(props.get("cc"))), list(sequence(gpu.get("cc")))
+    if cc and known and cc != known:
+        facts |= {"cuda": f"compute capability {known}", "ggml": f"compute capability {cc}"}
+        return [found("backend.device_differs", facts, subject=subject, expected=known, observed=cc)]
     for key, mine in (("id", gpu.get("uuid")), ("device_id", gpu.get("pci"))):
         theirs, canonical = props.get(key), identity.uuid if key == "id" else identity.pci
         if theirs and mine and canonical(theirs) != canonical(mine):
