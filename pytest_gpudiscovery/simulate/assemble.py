@@ -21,7 +21,7 @@ from pytest_gpudiscovery.simulate.registry import FAULTS
 from pytest_gpudiscovery.simulate.spec import SimulationSpec
 from pytest_gpudiscovery.simulate.world import File, World
 
-FOLDERS = ("lib", "stubs", "tmp", "usr")
+FOLDERS = ("lib", "stubs", "foreign", "tmp", "usr")
 HEAD = 4096  # bytes of a library that the view holds: probes read ELF headers through it
 MAJOR, CONTROL_MINOR = 195, 255
 DRIVER_LIBRARIES = ("libcuda.so.1", "libnvidia-ml.so.1")

@@ -36,7 +36,9 @@ def unset(*keys: str) -> Change:
 
 def act(function: str, actions: str) -> Change:
     """Have FUNCTION carry out ACTIONS (csrc/sim.c) before, or instead of, its own work."""
-    return lambda world, value: world.conf.update({f"at.{function}": actions.replace("{value}", value)})
+    return lambda world, value: world.conf.update(
+        {f"at.{function}".replace("{value}", value): actions.replace("{value}", value)}
+    )
 
 
 def gpus(layer: str = "", **pairs: str) -> Change:

@@ -67,7 +67,7 @@ def module_version(world: World, value: str) -> None:
 
 def reinstall(world: World, value: str) -> None:
     """Have the user space be of version VALUE while the old kernel module is still loaded."""
-    for path in [path for path in world.files if "cudart" not in path]:
+    for path in [path for path in world.files if path.startswith("lib/") and "cudart" not in path]:
         del world.files[path]
     install(world, value)
 

@@ -10,12 +10,13 @@ from pytest_gpudiscovery.simulate.world import World
 
 UNPRIVILEGED = ("unprivileged",)  # root is above modes, and makes missing nodes itself
 TWO_GPUS = ("two GPUs",)
+OLLAMA = ("an Ollama",)  # a simulated host that has one: h100-ollama and its relatives
 NO_REAL = "no real "  # followed by a soname: ld.so would go on and find the library of this machine
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault. `needs` holds words: root, unprivileged, two GPUs, value, "no real SONAME"."""
+    """One fault. `needs` holds words: root, unprivileged, two GPUs, an Ollama, value, "no real SONAME"."""
 
     name: str
     text: str

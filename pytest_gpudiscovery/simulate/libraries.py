@@ -7,7 +7,7 @@ toolkit's cuBLAS has DT_RPATH, which comes before LD_LIBRARY_PATH.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 RPATH, RUNPATH = "DT_RPATH", "DT_RUNPATH"
 MAJORS = ("12", "13")  # of CUDA
@@ -34,23 +34,20 @@ def _own(name: str, *sources: str, soname: str = "", **more: object) -> Library:
 
 
 def _toolkit(major: str) -> dict[str, Library]:
-    cudart, blas, lt = (f"lib{name}.so.{major}" for name in ("cudart", "cublas", "cublasLt"))
-    runtime = {"SIM_RUNTIME": major}
-    cuda = {"SIM_CUDA": major}
-    sources = ("cudart.c", "modules.c")
-    found = {
-        f"libcudart.{major}": _own("libcudart", *sources, soname=cudart, version=cudart, defines=runtime),
-        f"libcudart.{major}.unversioned": _own("libcudart", *sources, soname=cudart, defines=runtime),
-        f"libcublasLt.{major}": _own("libcublasLt", "cublaslt.c", soname=lt, version=lt, run_path=RPATH, defines=cuda),
-        f"libcublasLt.{major}.ifunc": _own(
-            "libcublasLt", "cublaslt.c", soname=lt, version=lt, run_path=RPATH, defines={**cuda, "SIM_IFUNC": "1"}
-        ),
-    }
-    links = (f"libcublasLt.{major}",)
-    for name, version in ((f"libcublas.{major}", blas), (f"libcublas.{major}.unversioned", "")):
-        found[name] = _own(
-            "libcublas", "cublas.c", soname=blas, version=version, links=links, run_path=RPATH, defines=cuda
-        )
+    """Return the CUDA libraries of MAJOR, each also without version nodes, and with those of CUDA 11 only."""
+    cuda, found = {"SIM_CUDA": major, "SIM_RUNTIME": major}, {}
+    for name, sources, links, path in (
+        ("libcudart", ("cudart.c", "modules.c"), (), ""),
+        ("libcublasLt", ("cublaslt.c",), (), RPATH),
+        ("libcublas", ("cublas.c",), (f"libcublasLt.{major}",), RPATH),
+    ):
+        soname = f"{name}.so.{major}"
+        for variant, version in (("", soname), (".unversioned", ""), (".other_node", f"{name}.so.11")):
+            found[f"{name}.{major}{variant}"] = _own(
+                name, *sources, soname=soname, version=version, links=links, run_path=path, defines=cuda
+            )
+    plain = found[f"libcublasLt.{major}"]
+    found[f"libcublasLt.{major}.ifunc"] = replace(plain, defines={**plain.defines, "SIM_IFUNC": "1"})
     return found
 
 

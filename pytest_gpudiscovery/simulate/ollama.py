@@ -76,6 +76,8 @@ RELEASE_C = Release(
 
 def add(world: World, release: Release) -> World:
     """Put RELEASE below PREFIX of WORLD."""
+    for path in [path for path in world.files if path.startswith("lib/libcudart.")]:
+        del world.files[path]  # a host for Ollama has no toolkit; what is found is what the release ships
     world.ollama = PREFIX
     world.layout = release.layout
     world.conf |= {"ollama.version": release.version}

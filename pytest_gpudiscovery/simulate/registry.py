@@ -12,15 +12,28 @@ from typing import Any
 
 from pytest_gpudiscovery.simulate import (
     faults_answers,
+    faults_backend,
     faults_environment,
     faults_gpu,
     faults_hang,
     faults_kernel,
     faults_library,
+    faults_loading,
+    faults_ollama,
 )
 from pytest_gpudiscovery.simulate.fault import Fault
 
-TABLES = (faults_answers, faults_hang, faults_library, faults_gpu, faults_kernel, faults_environment)
+TABLES = (
+    faults_answers,
+    faults_hang,
+    faults_library,
+    faults_gpu,
+    faults_kernel,
+    faults_environment,
+    faults_ollama,
+    faults_loading,
+    faults_backend,
+)
 
 
 def _registry() -> dict[str, Fault]:

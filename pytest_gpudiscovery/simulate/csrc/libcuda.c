@@ -132,7 +132,8 @@ static void see_chosen(const char *variable)
             if (sim_gpu_node(gpu) != SIM_NODE_OK)
                 continue;
             uuid = sim_gpu("cuda", gpu, "uuid");
-            if (!mig_enabled(gpu) && uuid && !strncmp(name, "GPU-", 4) && !strncmp(name, uuid, strlen(name))) {
+            if (!mig_enabled(gpu) && uuid && !strncmp(name, "GPU-", 4) && !strncmp(name, uuid, strlen(name)) &&
+                sim_number(1, "cuda.matches_uuid")) {
                 see(gpu, -1);
                 found = 1;
             }
