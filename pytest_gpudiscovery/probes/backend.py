@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 DEVICES = 64  # a count beyond that is garbage
 IDS_APART = 10_000  # step numbers of one device's process from the next one's
 ANSWER = 1 << 20  # bytes
+END = b"\n"  # of an answer; JSON on one line has none inside
+POLL_S = 0.02  # between looks at a child that says nothing
 
 
 def probe(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
@@ -63,13 +65,17 @@ def second(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
         parts: dict[int, bytes] = dict.fromkeys(readers, b"")
         while readers:
             # No limit here: the supervisor has one, and ends the whole session at it.
-            for reader in select.select(list(readers), [], [])[0]:
-                data = os.read(reader, 65_536)
+            ready = select.select(list(readers), [], [], POLL_S)[0]
+            for reader in list(readers):
+                data = os.read(reader, 65_536) if reader in ready else b""
                 parts[reader] += data[: ANSWER - len(parts[reader])]
-                if not data:
+                # Not until the end of the file: what a library left behind may hold the pipe open for ever.
+                done = parts[reader].endswith(END) or (reader in ready and not data)
+                status = _status(pids[readers[reader]], wait=done)
+                if done or status is not None:
                     os.close(reader)
                     name = readers.pop(reader)
-                    answers[name] = _answer(parts[reader], pids[name], time.monotonic() - began)
+                    answers[name] = _answer(parts[reader], status, time.monotonic() - began)
                     journal.observe("ended", answers)
     return {"ended": answers, "seconds": round(time.monotonic() - began, 6)}
 
@@ -80,7 +86,7 @@ def _one_device(backend: str, device: dict[str, Any], journal: Journal, number: 
         ggml.visible(device["env"])
         mine = journal.apart(number * IDS_APART)
         answer = discover(backend, set(), mine, f"{device['name']}: ")
-        data = dumps(answer).encode()
+        data = dumps(answer).encode() + END
         while data:
             data = data[os.write(writer, data) :]
         os._exit(0)
@@ -91,10 +97,14 @@ def _one_device(backend: str, device: dict[str, Any], journal: Journal, number: 
     os._exit(1)
 
 
-def _answer(data: bytes, pid: int, seconds: float) -> dict[str, Any]:
-    status = os.waitpid(pid, 0)[1]  # its pipe has closed: it is ending
-    code = os.waitstatus_to_exitcode(status)
-    if code == 0 and data:
+def _status(pid: int, *, wait: bool) -> int | None:
+    """Return the exit code of PID (negative for a signal), None while it runs; WAIT for one that is ending."""
+    got, status = os.waitpid(pid, 0 if wait else os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if got else None
+
+
+def _answer(data: bytes, code: int | None, seconds: float) -> dict[str, Any]:
+    if code == 0 and data.endswith(END):
         import json  # noqa: PLC0415 - only here, and it costs 10 ms
 
         return {**json.loads(data), "seconds": round(seconds, 6)}

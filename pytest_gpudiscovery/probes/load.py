@@ -64,8 +64,9 @@ def backend(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
 def each(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
     """Load small libraries one after another, and call ggml_backend_score where one has it.
 
-    REQUEST: {"patterns": [[directory, directory name's beginning or "", file name's beginning]], "skip": [path]}. What
-    was seen of a library is observed at once: the next one may hang, and a further child goes on behind it.
+    REQUEST: {"patterns": [[directory, directory name's beginning or "", file name's beginning]], "skip": [path],
+    "lazy": with RTLD_LAZY | RTLD_GLOBAL}. What was seen of a library is observed at once: the next one may hang, and a
+    further child goes on behind it.
     """
     seen: dict[str, Any] = {}
     with journal.step("list the libraries"):
@@ -77,7 +78,7 @@ def each(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
         name = os.path.basename(path)
         entry: dict[str, Any] = {}
         journal.observe("at", path)
-        library = _open(path, f"dlopen {name}", entry, journal)
+        library = _open(path, f"dlopen {name}", entry, journal, lazy=request["lazy"])
         score = _function(library, "ggml_backend_score")
         if score is not None:
             with journal.step(f"ggml_backend_score of {name}") as step:
@@ -112,13 +113,15 @@ def _load(library: str, expected: Closure, journal: Journal) -> dict[str, Any]:
     return entry
 
 
-def _open(path: str, step_name: str, entry: dict[str, Any], journal: Journal) -> ctypes.CDLL | None:
-    """Open PATH as ggml does (RTLD_NOW | RTLD_LOCAL); ENTRY gets `error` and `seconds`."""
-    began = time.monotonic()
+def _open(
+    path: str, step_name: str, entry: dict[str, Any], journal: Journal, *, lazy: bool = False
+) -> ctypes.CDLL | None:
+    """Open PATH as ggml does (RTLD_NOW | RTLD_LOCAL), or LAZY as MLX is; ENTRY gets `error` and `seconds`."""
+    began, mode = time.monotonic(), os.RTLD_LAZY | os.RTLD_GLOBAL if lazy else os.RTLD_NOW | os.RTLD_LOCAL
     try:
         with journal.step(step_name) as step:
             try:
-                library = ctypes.CDLL(path, mode=os.RTLD_NOW | os.RTLD_LOCAL)
+                library = ctypes.CDLL(path, mode=mode)
             except OSError as error:
                 entry["error"] = step.result = str(error)
                 return None

@@ -108,13 +108,11 @@ def judge(given: StageInput) -> Judgement:
             applicable=False,
         )
     limit = deadline_for(given.context, SPEC.name, SPEC.deadline_s)
-    busy = in_use(given.context, given.prior)
+    busy, era = in_use(given.context, given.prior), _era(given)
     judged: dict[str, list[Check]] = {}
     for entry in asked:
         name = str(entry["name"])
-        first = backend_pass.judge(
-            name, given.results.get(name), given.observed(name), driver, string(package.get("era")), busy, limit
-        )
+        first = backend_pass.judge(name, given.results.get(name), given.observed(name), driver, era, busy, limit)
         again = SECOND + name
         later = second_pass.judge(
             name, given.results.get(again), given.observed(again), given.observed(name), package, busy, limit
@@ -133,6 +131,13 @@ def judge(given: StageInput) -> Judgement:
         "views": backend_pass.views({name: given.observed(name) for name in judged}, driver),
     }
     return Judgement(in_order(checks), _summary(given, list(judged), good), facts, outcome=_forced(given, good))
+
+
+def _era(given: StageInput) -> str:
+    """Return the era of this Ollama: as stage 01 says, else C where a llama-server would open the backend."""
+    known = string(given.facts("package").get("era"))
+    closures = objects(given.facts("closure").get("closures"))
+    return known or ("C" if any(item.get("model") == "native" for item in closures) else "B")
 
 
 def _forced(given: StageInput, good: list[str]) -> Outcome | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pytest_gpudiscovery.model import Check, Kind
+from pytest_gpudiscovery.model import Check, Kind, Severity
 from pytest_gpudiscovery.stages import identity
 from pytest_gpudiscovery.stages.endings import HANG_OUTCOMES, defect, words
 from pytest_gpudiscovery.stages.identity import integer, mapping, objects, sequence, string
@@ -161,7 +161,11 @@ def _props(props: Facts, gpu: Facts, era: str | None, facts: dict[str, Any], sub
         return []
     if layout is None or (wanted and layout != wanted):
         facts |= {"layout": layout or "no known layout", "wanted": wanted or "one that is known"}
-        return [found("backend.props_layout", facts, subject=subject, expected=wanted, observed=layout)]
+        # Ollama up to 0.24 follows `id`, which is a number in the other layout: its child crashes, silently.
+        severity = Severity.BLOCKER if layout is not None and wanted == LAYOUT_OF_ERA["B"] else None
+        return [
+            found("backend.props_layout", facts, subject=subject, expected=wanted, observed=layout, severity=severity)
+        ]
     cc, known = list(sequence(props.get("cc"))), list(sequence(gpu.get("cc")))
     if cc and known and cc != known:
         facts |= {"cuda": f"compute capability {known}", "ggml": f"compute capability {cc}"}

@@ -74,7 +74,8 @@ def _small(
     done = load_small.asked(mine.values())
     if mine and (len(mine) >= MOST_RESTARTS or list(mine.values())[-1].ending is Ending.ANSWERED):
         return None
-    request = {"ask": "each", "patterns": [[lib, *pattern] for pattern in group.patterns], "skip": sorted(done)}
+    patterns = [[lib, *pattern] for pattern in group.patterns]
+    request = {"ask": "each", "patterns": patterns, "skip": sorted(done), "lazy": group.lazy}
     env = gpu_directory_environment(context.env, lib, lib)
     return f"{group.prefix}{len(mine) + 1}", _probe(context, request, env)
 

@@ -33,6 +33,7 @@ class Group:
     refused: str  # cause for one that the loader refuses
     none: str  # why there may be none
     after_directories: bool
+    lazy: bool = False  # opened with RTLD_LAZY | RTLD_GLOBAL, as Ollama opens MLX (x/imagegen/mlx/mlx_dynamic.c)
 
 
 CPU = Group(
@@ -41,7 +42,7 @@ CPU = Group(
 )  # fmt: skip
 MLX = Group(
     "#mlx", "P29", Kind.RISK, (("mlx", "libmlxc"), ("", "libmlxc")), "load.mlx.ends", "load.mlx.refused",
-    "no MLX libraries in this install", after_directories=True,
+    "no MLX libraries in this install", after_directories=True, lazy=True,
 )  # fmt: skip
 GROUPS = (CPU, MLX)
 

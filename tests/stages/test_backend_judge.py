@@ -102,7 +102,7 @@ FAULTS: list[tuple[str, dict[str, Any], str, str]] = [
     ("another UUID", changed(props={**PROPS, "id": UUID[:-1] + "0"}), "backend.device_differs", "warned"),
     ("another address", changed(props={**PROPS, "device_id": "0000:65:00.0"}), "backend.device_differs", "warned"),
     ("compute capability 0.0", changed(props={**PROPS, "cc": [0, 0]}), "backend.device_differs", "warned"),
-    ("llama.cpp's layout", changed(props={**PROPS, "layout": "llama.cpp"}), "backend.props_layout", "warned"),
+    ("llama.cpp's layout", changed(props={**PROPS, "layout": "llama.cpp"}), "backend.props_layout", "failed"),
     ("no known layout", changed(props={"layout": None}), "backend.props_layout", "warned"),
 ]
 
