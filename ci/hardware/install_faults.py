@@ -126,11 +126,6 @@ def cases() -> list[Case]:
             replaced("libggml-base.so.0", lambda _: 0),
         ),
         Case(
-            "libcublasLt is missing",
-            ("blocked", "closure", "closure.toolkit.missing"),
-            replaced("libcublasLt", lambda _: 0),
-        ),
-        Case(
             "libcudart is a FIFO", ("blocked", "package", "package.library.not_elf"), replaced("libcudart", os.mkfifo)
         ),
         Case("libggml-cuda is cut off", ("blocked", "package", "package.library.truncated"), truncated),
