@@ -114,7 +114,8 @@ def _library(wanted: Wanted, command: tuple[str, ...], cache: Path, strict: bool
         if text:
             script.write_text(text, encoding="ascii")
             arguments = [*arguments, f"-Wl,--version-script={script}"]
-        _run([*command, *arguments, "-o", str(result), *linked, "-ldl", "-lpthread"], folder)
+        system = ["-ldl", "-lpthread"] if LIBRARIES[name].libc else ["-nostdlib"]
+        _run([*command, *arguments, "-o", str(result), *linked, *system], folder)
         result.chmod(0o755)
         os.replace(result, target)  # atomic: a run beside this one sees no half file
     return target

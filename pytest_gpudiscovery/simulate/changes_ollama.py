@@ -92,7 +92,8 @@ def holds(code: Code) -> Change:
 
 def rebuilt(library: str, variant: str) -> Change:
     """Take the build VARIANT (a suffix in libraries.py) of LIBRARY."""
-    return _each(library, lambda file: dataclasses.replace(file, source=f"{file.source}.{variant}"))
+    code = (lambda file: None) if variant == "bare" else (lambda file: file.code)  # bare.c has no room for any
+    return _each(library, lambda file: dataclasses.replace(file, source=f"{file.source}.{variant}", code=code(file)))
 
 
 def _each(library: str, how: Callable[[File], File]) -> Change:
@@ -163,10 +164,10 @@ def foreign(*, first: bool) -> Change:
 
 
 def preloaded_runtime(world: World, where: str) -> None:
-    """Preload a libcudart without version nodes, as a shim that was built without a version script is."""
+    """Preload a shim that stands before one function of libcudart and bears its name, without versions of any kind."""
     for major in majors(world, where):
         path = f"foreign/libcudart.so.{major}"
-        world.files[path] = File("built", f"libcudart.{major}.unversioned")
+        world.files[path] = File("built", f"libcudart.{major}.shim")
         world.env["LD_PRELOAD"] = " ".join([*world.env.get("LD_PRELOAD", "").split(), f"{{dir}}/{path}"])
 
 
