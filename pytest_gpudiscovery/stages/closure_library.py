@@ -203,7 +203,7 @@ def _provider(problem: Facts, child: Facts) -> Facts:
 
 
 def _preloaded(child: Facts) -> list[Facts]:
-    """Return what satisfies a DT_NEEDED because the process has it already: nothing of Ollama's own is the toolkit's."""
+    """Return what satisfies a DT_NEEDED because the process has it already; Ollama's own never holds the toolkit."""
     held = [item for item in objects(child.get("names")) if item.get("rule") == "already loaded"]
     return [{"path": item.get("path"), "soname": item.get("name"), "outside": True} for item in held]
 

@@ -25,7 +25,7 @@ def runs_here(row: Row) -> bool:
 
 
 def asked(text: str) -> tuple[str, str, str]:
-    """Return (host, fault, target) of TEXT, [HOST:]FAULT[@TARGET]; the host is h100 and the target runtime if absent."""
+    """Return (host, fault, target) of TEXT, [HOST:]FAULT[@TARGET]; absent are h100 and runtime."""
     words, _, until = text.partition("@")
     host, colon, fault = words.partition(":")
     if not colon:
