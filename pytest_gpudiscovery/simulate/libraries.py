@@ -94,7 +94,10 @@ LIBRARIES: dict[str, Library] = {
         "libllama", "llama.c", soname="libllama.so.0", links=("libggml", "libggml-base.c"), run_path=RUNPATH
     ),
     "libmlx": _own("libmlx", "mlx.c", soname="libmlx.so", defines={"SIM_MLX": "0"}),
-    "libmlxc": _own("libmlxc", "mlx.c", soname="libmlxc.so", links=("libmlx",), defines={"SIM_MLX": "1"}),
+    # That a release's libmlxc finds its neighbour by itself is assumed, not seen.
+    "libmlxc": _own(
+        "libmlxc", "mlx.c", soname="libmlxc.so", links=("libmlx",), run_path=RUNPATH, defines={"SIM_MLX": "1"}
+    ),
     "ollama": _own("ollama", "ollama.c", program=True, defines={"SIM_PROGRAM": "1"}),
     "llama-server": _own(
         "llama-server",
