@@ -26,6 +26,7 @@ from pytest_gpudiscovery.simulate.libraries import LIBRARIES, RPATH
 
 SOURCES = Path(__file__).parent / "csrc"
 FLAGS = ("-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-fno-sanitize=undefined", "-s")
+KEEP = "-Wl,--no-gc-sections"  # zig drops what nothing refers to: the device code
 LIMIT_S = 120.0  # for one compilation; zig's first run also builds its own C library stubs
 LINES_SHOWN = 3
 
@@ -114,7 +115,8 @@ def _library(wanted: Wanted, command: tuple[str, ...], cache: Path, strict: bool
         if text:
             script.write_text(text, encoding="ascii")
             arguments = [*arguments, f"-Wl,--version-script={script}"]
-        _run([*command, *arguments, "-o", str(result), *linked, "-ldl", "-lpthread"], folder)
+        system = ["-ldl", "-lpthread"] if LIBRARIES[name].libc else ["-nostdlib"]
+        _run([*command, *arguments, "-o", str(result), *linked, *system], folder)
         result.chmod(0o755)
         os.replace(result, target)  # atomic: a run beside this one sees no half file
     return target
@@ -122,7 +124,7 @@ def _library(wanted: Wanted, command: tuple[str, ...], cache: Path, strict: bool
 
 def _arguments(name: str, strict: bool) -> list[str]:
     library = LIBRARIES[name]
-    arguments = [*FLAGS, *(["-Werror"] if strict else [])]
+    arguments = [*FLAGS, KEEP, *(["-Werror"] if strict else [])]
     arguments += ["-pie"] if library.program else ["-shared"]
     arguments += [f"-D{key}={value}" for key, value in library.defines.items()]
     if library.soname:

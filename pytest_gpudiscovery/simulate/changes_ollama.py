@@ -92,7 +92,11 @@ def holds(code: Code) -> Change:
 
 def rebuilt(library: str, variant: str) -> Change:
     """Take the build VARIANT (a suffix in libraries.py) of LIBRARY."""
-    return _each(library, lambda file: dataclasses.replace(file, source=f"{file.source}.{variant}"))
+    bare = variant == "bare"  # bare.c has no room for device code
+    return _each(
+        library,
+        lambda file: dataclasses.replace(file, source=f"{file.source}.{variant}", code=None if bare else file.code),
+    )
 
 
 def _each(library: str, how: Callable[[File], File]) -> Change:
@@ -163,10 +167,10 @@ def foreign(*, first: bool) -> Change:
 
 
 def preloaded_runtime(world: World, where: str) -> None:
-    """Preload a libcudart without version nodes, as a shim that was built without a version script is."""
+    """Preload a shim that stands before one function of libcudart and bears its name, without versions of any kind."""
     for major in majors(world, where):
         path = f"foreign/libcudart.so.{major}"
-        world.files[path] = File("built", f"libcudart.{major}.unversioned")
+        world.files[path] = File("built", f"libcudart.{major}.shim")
         world.env["LD_PRELOAD"] = " ".join([*world.env.get("LD_PRELOAD", "").split(), f"{{dir}}/{path}"])
 
 
@@ -194,10 +198,15 @@ def constructor(library: str, actions: str) -> Change:
     return change
 
 
-def mlx(world: World, _: str) -> None:
-    """Raise SimulationError when the release has no MLX libraries."""
-    if not _names(world, f"{LIB}/mlx_"):
+def mlx_on_path(world: World, _: str) -> None:
+    """Have LD_LIBRARY_PATH name the directory of the MLX libraries, else Ollama 0.16.3 does not find them.
+
+    v0.16.3:x/imagegen/mlx/mlx_dynamic.c opens libmlxc.so by its bare name before main, in every process of ollama.
+    """
+    place = f"{LIB}/mlx_cuda_v13"
+    if not _names(world, place):
         raise SimulationError("this fault needs a simulated release with MLX: h100-ollama or h100x2-ollama")
+    world.library_path.append(f"{{dir}}/{place}")
 
 
 def with_ollama(*changes: Change) -> tuple[Change, ...]:

@@ -44,8 +44,15 @@ def faults() -> list[Fault]:
         variant = o.with_ollama(c.act("constructor.libggml-cpu-{value}.so", actions))
         said = f"the constructor of libggml-cpu-VALUE.so {text}"
         found.append(answers(f"ctor.ggml_cpu.{kind}", said, *variant, value=BEST, needs=OLLAMA))
-        mlx = o.with_ollama(o.mlx, c.act("constructor.libmlxc", actions))
-        found.append(answers(f"ctor.mlx.{kind}", f"the constructor of libmlxc.so {text}", *mlx, needs=OLLAMA))
+        mlx = o.with_ollama(o.mlx_on_path, c.act("constructor.libmlxc", actions))
+        found.append(
+            answers(
+                f"ctor.mlx.{kind}",
+                f"the constructor of libmlxc.so, which LD_LIBRARY_PATH leads to, {text}",
+                *mlx,
+                needs=OLLAMA,
+            )
+        )
     for kind in ("pause", "segv", "abort", "exit0"):
         score = o.with_ollama(c.act("ggml_backend_score.{value}", KINDS[kind][0]))
         said = f"ggml_backend_score of libggml-cpu-VALUE.so {KINDS[kind][1]}"

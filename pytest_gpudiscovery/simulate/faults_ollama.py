@@ -86,8 +86,10 @@ def _versions() -> list[Fault]:
         needs = tuple(NO_REAL + soname for soname in SONAMES[name])
         other = f"{name} is of the other CUDA major, {WHERE}"
         found.append(_ollama(f"{short}.other_major", other, o.other_major(name), needs=needs))
-        without = f"{name} has no version nodes: ld.so ends the process, {WHERE}"
+        without = f"{name} has no version nodes, {WHERE}; ld.so takes it as it is (healthy)"
         found.append(_ollama(f"{short}.unversioned", without, o.rebuilt(name, "unversioned")))
+        bare = f"{name} has no versions of any kind and needs no libc, {WHERE}: ld.so ends the process (127)"
+        found.append(_ollama(f"{short}.bare", bare, o.rebuilt(name, "bare")))
         node = f"{name} has the version node of CUDA 11 only, {WHERE}"
         found.append(_ollama(f"{short}.other_node", node, o.rebuilt(name, "other_node")))
     return found
@@ -120,9 +122,9 @@ def _strangers() -> list[Fault]:
         ),
         preload(
             "toolkit.preloaded",
-            "a libcudart without version nodes is preloaded: ld.so ends the process that opens libggml-cuda",
+            "a shim for libcudart without versions is preloaded: ld.so ends whoever opens libggml-cuda of VALUE",
             o.preloaded_runtime,
-            value=o.ALL,
+            value="cuda_v12",
             needs=OLLAMA,
         ),
     ]

@@ -25,6 +25,7 @@ class Library:
     links: tuple[str, ...] = ()
     run_path: str = ""  # RPATH or RUNPATH: $ORIGIN is in it
     program: bool = False
+    libc: bool = True
 
 
 def _own(name: str, *sources: str, soname: str = "", **more: object) -> Library:
@@ -34,7 +35,7 @@ def _own(name: str, *sources: str, soname: str = "", **more: object) -> Library:
 
 
 def _toolkit(major: str) -> dict[str, Library]:
-    """Return the CUDA libraries of MAJOR, each also without version nodes, and with those of CUDA 11 only."""
+    """Return the CUDA libraries of MAJOR, each also without version nodes, with those of CUDA 11, and bare (bare.c)."""
     cuda, found = {"SIM_CUDA": major, "SIM_RUNTIME": major}, {}
     for name, sources, links, path in (
         ("libcudart", ("cudart.c", "modules.c"), (), ""),
@@ -46,6 +47,9 @@ def _toolkit(major: str) -> dict[str, Library]:
             found[f"{name}.{major}{variant}"] = _own(
                 name, *sources, soname=soname, version=version, links=links, run_path=path, defines=cuda
             )
+        number = {"libcudart": "1", "libcublas": "3", "libcublasLt": "4"}[name]
+        found[f"{name}.{major}.bare"] = Library(("bare.c",), {"SIM_BARE": number}, soname, libc=False)
+    found[f"libcudart.{major}.shim"] = Library(("bare.c",), {"SIM_BARE": "2"}, f"libcudart.so.{major}", libc=False)
     plain = found[f"libcublasLt.{major}"]
     found[f"libcublasLt.{major}.ifunc"] = replace(plain, defines={**plain.defines, "SIM_IFUNC": "1"})
     return found
@@ -90,7 +94,10 @@ LIBRARIES: dict[str, Library] = {
         "libllama", "llama.c", soname="libllama.so.0", links=("libggml", "libggml-base.c"), run_path=RUNPATH
     ),
     "libmlx": _own("libmlx", "mlx.c", soname="libmlx.so", defines={"SIM_MLX": "0"}),
-    "libmlxc": _own("libmlxc", "mlx.c", soname="libmlxc.so", links=("libmlx",), defines={"SIM_MLX": "1"}),
+    # That a release's libmlxc finds its neighbour by itself is assumed, not seen.
+    "libmlxc": _own(
+        "libmlxc", "mlx.c", soname="libmlxc.so", links=("libmlx",), run_path=RUNPATH, defines={"SIM_MLX": "1"}
+    ),
     "ollama": _own("ollama", "ollama.c", program=True, defines={"SIM_PROGRAM": "1"}),
     "llama-server": _own(
         "llama-server",

@@ -190,16 +190,22 @@ def _provider(problem: Facts, child: Facts) -> Facts:
     match = re.search(r"undefined symbol: (\S+?)(?:, version (\S+))?(?: \(|$)", text)
     if match is None:
         paths = (problem.get("subject"), text.partition(":")[0])
-        return next((item for item in known if item.get("path") in paths), {})
+        return next((item for item in [*known, *_preloaded(child)] if item.get("path") in paths), {})
     symbol, version = match[1], match[2]
     # NVIDIA names version nodes after the library (…@libcudart.so.12); libcuda's symbols have none.
     if version and ".so." in version:
-        return next((item for item in known if item.get("soname") == version), {})
+        return next((item for item in [*known, *_preloaded(child)] if item.get("soname") == version), {})
     if re.match(r"cu[A-Z]", symbol):
         return next((item for item in known if stem(item.get("path")) == "libcuda"), {})
     prefixes = (("cuda", "libcudart"), ("__cuda", "libcudart"), ("cublasLt", "libcublasLt"), ("cublas", "libcublas"))
     name = next((name for prefix, name in prefixes if symbol.startswith(prefix)), "")
     return next((item for item in known if name and stem(item.get("path")) == name), {})
+
+
+def _preloaded(child: Facts) -> list[Facts]:
+    """Return what satisfies a DT_NEEDED because the process has it already; Ollama's own never holds the toolkit."""
+    held = [item for item in objects(child.get("names")) if item.get("rule") == "already loaded"]
+    return [{"path": item.get("path"), "soname": item.get("name"), "outside": True} for item in held]
 
 
 def _object(problem: Facts, child: Facts) -> str:

@@ -24,12 +24,22 @@ def runs_here(row: Row) -> bool:
     return ROOT or row[1] not in ("root", "dropped")
 
 
+def asked(text: str) -> tuple[str, str, str]:
+    """Return (host, fault, target) of TEXT, [HOST:]FAULT[@TARGET]; absent are h100 and runtime."""
+    words, _, until = text.partition("@")
+    host, colon, fault = words.partition(":")
+    if not colon:
+        host, fault = ("h100x2" if words.startswith("views.count") else "h100"), words
+    return host, fault, until or "runtime"
+
+
 @pytest.mark.parametrize("row", [row for row in rows() if runs_here(row)], ids=lambda row: f"{row[0]}-{row[1]}")
 def test_a_fault_is_named(row: Row) -> None:
-    fault, user, verdict, stage, outcome, cause = row
-    host = "h100x2" if fault.startswith("views.count") else "h100"
-    slow = fault.startswith(("hang.", "shim."))
-    found = run_gate(f"{host}:{fault}", as_nobody=user in ("nobody", "dropped") and ROOT, hangs=slow)
+    text, user, verdict, stage, outcome, cause = row
+    host, fault, until = asked(text)
+    slow = fault.startswith(("hang.", "shim.", "ctor."))
+    nobody = user in ("nobody", "dropped") and ROOT
+    found = run_gate(f"{host}:{fault}", as_nobody=nobody, until=until, hangs=slow)
     seen = (found.verdict.value, *primary(found))
     if stage == "-":
         assert seen == (verdict, "", "", ""), warnings(found)

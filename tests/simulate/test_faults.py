@@ -129,7 +129,8 @@ def test_there_are_enough() -> None:
 
 @pytest.mark.parametrize("name", sorted(FAULTS))
 def test_each_changes_its_host(name: str) -> None:
-    base = "h100x2" if "two GPUs" in FAULTS[name].needs else "h100"
+    needs = FAULTS[name].needs
+    base = ("h100x2" if "two GPUs" in needs else "h100") + ("-ollama" if "an Ollama" in needs else "")
     text = with_value(name)
     plain, broken = HOSTS[base].make(), HOSTS[base].make()
     FAULTS[name].apply(broken, text.partition("=")[2] or None)
@@ -182,6 +183,12 @@ def test_faults_add_up(make: Make) -> None:
         ("h100:runtime.layout.other=11", "CUDA 12 or 13"),
         ("h100:views.count", "two GPUs"),
         ("none:libcuda.truncated", "has no libcuda"),
+        ("h100:ggml_cuda.missing", "needs a simulated host with an Ollama: h100-ollama"),
+        ("h100:backend.init.null", "needs a simulated host with an Ollama: h100-ollama"),
+        ("h100-ollama:ggml_cuda.missing=cuda_v11", "expected all, cuda_v12 or cuda_v13"),
+        ("h100-ollama:ollama.only=cuda_v13,cublas.fifo=cuda_v12", "is no GPU directory here"),
+        ("h100-ollama:backend.devices.reversed", "h100x2-ollama"),
+        ("h100-ollama-c:ctor.mlx.pause", "a simulated release with MLX"),
         ("h100:gpu.name=a\nb", "cannot hold"),
     ],
 )

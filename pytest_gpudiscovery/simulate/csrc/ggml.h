@@ -2,8 +2,9 @@
  *
  * Layout b, Ollama 0.12.4 to 0.24.0: ml/backend/ggml/ggml/src/ggml-backend-impl.h (the interfaces; the same text in every
  * one of these tags) and ml/backend/ggml/ggml/include/ggml-backend.h (struct ggml_backend_dev_props; this one from
- * v0.13.0 on) of github.com/ollama/ollama, read at v0.16.3, v0.17.0 and v0.24.0. Ollama's own: the member `reset` at the
- * end of the device's interface, and `id` and everything behind `caps` in the properties.
+ * v0.12.7 on; before, pci_bus_id, pci_device_id and pci_domain_id stood before `library`) of github.com/ollama/ollama,
+ * read at v0.16.3, v0.17.0 and v0.24.0. Ollama's own: the member `reset` at the end of the device's interface, and `id`
+ * and everything behind `caps` in the properties. Its get_props leaves both memory sizes 0.
  *
  * Layout c, Ollama 0.30.0 and later: ggml/src/ggml-backend-impl.h and ggml/include/ggml-backend.h of
  * github.com/ggml-org/llama.cpp without changes (v0.32.15 names tag b10488; read as ggml 0.25.3 in vendor/llama.cpp of

@@ -1,5 +1,5 @@
-/* libmlxc (SIM_MLX 1) and libmlx (0) of Ollama 0.14.3 to 0.17.7 and from 0.18.0 on: the ollama binary opens the first one
- * before main, in every process. */
+/* libmlxc (SIM_MLX 1) and libmlx (0): from Ollama 0.14.3 on the binary opens the first one before main, in every process;
+ * up to 0.17.7 by its bare name, so that LD_LIBRARY_PATH decides whether there is one. */
 #include "sim.h"
 
 #if SIM_MLX
