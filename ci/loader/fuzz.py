@@ -1,246 +1,250 @@
 """Mutate ELF files, ld.so.cache and fatbins: every mutant must get an answer.
 
-    python ci/loader/fuzz.py [--count 1000000] [--seed 1] [--coverage] [FILE ...]
+    python ci/loader/fuzz.py [--count 1000000] [--seconds 3600] [--seed 1] [--target elf]... [CUDA_LIBRARY ...]
 
-No exception, no answer that takes over a second, no more than 64 MB. Mutants that reach lines which none before
-reached are kept and mutated further (with --coverage, which traces; about ten times slower). Prints counts by
-outcome, the slowest answer, the peak and, with --coverage, the lines of the readers that were reached. Exit status 1
-on the first violation, whose mutant is written to fuzz-failure.bin.
+No exception, no answer that takes over a second of CPU time, no more than 64 MB. Seeds are the files of the crafted
+cases (they are built first, which needs a C compiler), this system's cache and what is given. With the package
+atheris the search is guided by the branches that mutants reach; without it, or with --blind, mutants are made of the
+seeds alone. Prints the answers by kind, the slowest, the memory and, when guided, the lines of each module that the
+kept mutants reach. Exit status 1 on the first violation, whose mutant is written to fuzz-failure-KIND.bin.
 """
 
 from __future__ import annotations
 
 import argparse
-import collections
+import dis
+import importlib
+import importlib.util
+import json
 import os
 import random
-import resource
-import signal
-import struct
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
-from pytest_gpudiscovery.loader import predict, read_images
-from pytest_gpudiscovery.loader.elf import Elf
-from pytest_gpudiscovery.loader.fatbin import read_architectures
-from pytest_gpudiscovery.loader.files import Root
-from pytest_gpudiscovery.loader.hostld import HostLoader, host_loader
-from pytest_gpudiscovery.loader.kernels import will_run
-from pytest_gpudiscovery.loader.ldsocache import Cache
-from pytest_gpudiscovery.loader.problems import Refused, Skipped
-from pytest_gpudiscovery.loader.symbols import Symbols, gnu_hash
-
-READERS = ("elf.py", "symbols.py", "versions.py", "ldsocache.py", "fatbin.py", "relocate.py", "process.py", "files.py")
-SLOW = 1.0  # seconds
-HANG = 60  # seconds; SIGALRM then ends the run
-PEAK = 64 << 10  # kilobytes above the start
-INTERESTING = (
-    0,
-    1,
-    2,
-    7,
-    8,
-    16,
-    24,
-    255,
-    4095,
-    4096,
-    0x7FFF,
-    0xFFFF,
-    0x7FFFFFFF,
-    0xFFFFFFFF,
-    1 << 40,
-    (1 << 63) - 1,
-    (1 << 64) - 1,
-)
-KEPT = 512
-WHOLE = 50  # one mutant in so many is predicted as a whole dlopen
-MUTANT_BYTES = 1 << 17
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
+PACKAGE = "pytest_gpudiscovery.loader"
+MODULES = HERE.parents[1] / "pytest_gpudiscovery" / "loader"
+SHARES = {"elf": 0.45, "dlopen": 0.1, "cache": 0.2, "fatbin": 0.25}
+OPTIMIZED = 1  # CO_OPTIMIZED: set for functions, not for modules and classes
+NOT_FUZZED = ("mounts.py", "hostld.py", "record.py", "rules.py", "__init__.py")  # other input, or no input
+HANG = 120  # seconds of wall-clock time; libFuzzer then ends the run
+SAVED_EVERY = 20_000  # mutants
 
 
-def mutate(source: bytes, rng: random.Random) -> bytes:
-    """Return SOURCE with one to eight edits: bits, bytes, integers at aligned places, blocks moved, the end cut off."""
-    data = bytearray(source)
-    for _ in range(rng.randint(1, 8)):
-        if len(data) < 16:
-            break
-        # Structure is at the beginning: half of the edits go there.
-        at = rng.randrange(min(len(data), 1024)) if rng.random() < 0.5 else rng.randrange(len(data))
-        kind = rng.randrange(7)
-        if kind == 0:
-            data[at] ^= 1 << rng.randrange(8)
-        elif kind == 1:
-            data[at] = rng.randrange(256)
-        elif kind in (2, 3):
-            form = rng.choice(("<H", "<I", "<Q"))
-            size = struct.calcsize(form)
-            at = min(at & -size, len(data) - size)
-            struct.pack_into(form, data, at, rng.choice(INTERESTING) & (1 << 8 * size) - 1)
-        elif kind == 4:
-            form = rng.choice(("<H", "<I", "<Q"))
-            size = struct.calcsize(form)
-            at = min(at & -size, len(data) - size)
-            value = struct.unpack_from(form, data, at)[0] + rng.randint(-64, 64)
-            struct.pack_into(form, data, at, value & (1 << 8 * size) - 1)
-        elif kind == 5:
-            to, size = rng.randrange(len(data)), rng.randrange(1, 64)
-            data[to : to + size] = data[at : at + size]
-        elif rng.random() < 0.2:
-            del data[rng.randrange(len(data)) :]
-    return bytes(data)
+# --- the child: one kind, guided by atheris --------------------------------------------------------------------------
 
 
-class Target:
-    """Asks every reader about one file; `seen` collects lines when coverage is asked for."""
+def guided(kind: str, directory: Path, count: int, seconds: int, seed: int) -> None:
+    """Fuzz one KIND until COUNT or SECONDS; the corpus and `KIND.json` in DIRECTORY are the result."""
+    atheris: Any = importlib.import_module("atheris")
+    with atheris.instrument_imports(include=[PACKAGE]):
+        for path in sorted(MODULES.glob("[a-z]*.py")):
+            importlib.import_module(f"{PACKAGE}.{path.stem}")
+    targets = importlib.import_module("fuzz_target")
+    target = targets.Target(str(directory), str(directory / "root") if kind == "dlopen" else None)
+    rng = random.Random(seed)  # noqa: S311 (mutants, not secrets)
+    donors = [path.read_bytes() for path in sorted((directory / kind).iterdir())]
+    asked = 0
 
-    def __init__(self, directory: str, coverage: bool) -> None:
-        self.path = os.path.join(directory, "mutant.so")
-        self.loader: HostLoader = host_loader()
-        self.asked = 0
-        self.coverage = coverage
-        self.seen: set[tuple[str, int]] = set()
-        self.new = False
+    def save() -> None:
+        found = {"outcomes": dict(target.outcomes), "slowest": target.slowest, "most": target.most}
+        (directory / f"{kind}.json").write_text(json.dumps(found))
 
-    def _trace(self, frame: FrameType, event: str, _: object) -> Any:
-        name = os.path.basename(frame.f_code.co_filename)
-        if name not in READERS or "loader" not in frame.f_code.co_filename:
-            return None
-        if event == "line" and (name, frame.f_lineno) not in self.seen:
-            self.seen.add((name, frame.f_lineno))
-            self.new = True
-        return self._trace
+    def one(data: bytes) -> None:
+        nonlocal asked
+        target.ask(data, kind)
+        asked += 1
+        if asked % SAVED_EVERY == 0 or asked >= count:
+            save()
 
-    def ask(self, data: bytes, kind: str) -> str:
-        """Return the outcome for DATA."""
-        with open(self.path, "wb") as file:
-            file.write(data)
-        self.new = False
-        if self.coverage:
-            sys.settrace(self._trace)
+    def mutant(data: bytes, size: int, _: int) -> bytes:
+        if rng.random() < 0.3:
+            return bytes(atheris.Mutate(data, size))
+        return bytes(targets.mutate(data, rng, donors))[:size]
+
+    largest = max(map(len, donors))
+    options = [f"-atheris_runs={count}", f"-max_total_time={seconds}", f"-seed={seed}", f"-max_len={largest + 256}"]
+    options += [f"-timeout={HANG}", f"-artifact_prefix={directory}/{kind}-", "-rss_limit_mb=2048", "-reload=0"]
+    atheris.Setup(["fuzz", *options, str(directory / kind)], one, custom_mutator=mutant)
+    try:
+        atheris.Fuzz()
+    finally:
+        save()
+
+
+# --- without atheris -------------------------------------------------------------------------------------------------
+
+
+def blind(kind: str, directory: Path, seeds: list[bytes], count: int, rng: random.Random) -> dict[str, Any]:
+    """Ask about COUNT mutants of SEEDS."""
+    targets = importlib.import_module("fuzz_target")
+    target = targets.Target(str(directory), str(directory / "root") if kind == "dlopen" else None)
+    for _ in range(count):
+        data = targets.mutate(rng.choice(seeds), rng, seeds)
         try:
-            return self._answer(kind)
-        finally:
-            sys.settrace(None)
-
-    def _answer(self, kind: str) -> str:
-        if kind == "cache":
-            cache = Cache(Root(), self.path, self.loader.rules, self.loader.hwcaps, self.loader.legacy_mask)
-            found = [cache.lookup(name) for name in ("libc.so.6", "libm.so.6", "libnone.so", "libstdc++.so.6")]
-            cache.close()
-            return f"cache: {sum(map(bool, found))} found"
-        images = read_images(self.path)
-        will_run(images, (9, 0), (13, 0))
-        read_architectures(self.path)
-        if kind == "fatbin":
-            return f"fatbin: {images.problem.partition(' at ')[0] or 'read'}"
-        self.asked += 1
-        if self.asked % WHOLE == 0:
-            return f"dlopen: {predict(self.path, env={}, loader=self.loader).outcome}"
-        return f"elf: {self._read_elf()}"
-
-    def _read_elf(self) -> str:
-        """Read every table that a prediction reads, without the process around it."""
-        try:
-            elf = Elf(Root(), self.path)
-        except Skipped:
-            return "passed over"
-        except Refused as refused:
-            return refused.kind
-        try:
-            symbols = Symbols(elf.load(self.loader.rules))
-            wanted = [(item.name, item.version) for item in symbols.relocations().undefined.values()]
-            for name, version in [(b"malloc", None), *wanted[:16]]:
-                symbols.lookup(name, version, gnu_hash(name), True, self.loader.rules, {"x"})
-            return "read"
-        except Refused as refused:
-            return refused.kind
-        except OSError:
-            return "unreadable"
-        finally:
-            elf.close()
+            target.ask(data, kind)
+        except Exception:
+            _keep(kind, data)
+            raise
+    return {"outcomes": dict(target.outcomes), "slowest": target.slowest, "most": target.most}
 
 
-def seeds(paths: list[str]) -> list[tuple[str, bytes]]:
-    """Return (kind, content) to start from: FILES, or small libraries, this cache, and a fatbin made here."""
-    if paths:
-        return [("elf", Path(path).read_bytes()[:MUTANT_BYTES]) for path in paths]
-    found = []
-    for directory in ("/usr/lib/x86_64-linux-gnu", "/lib64", "/usr/lib64"):
-        for path in sorted(Path(directory).glob("lib*.so.*")):
-            if not path.is_symlink() and path.stat().st_size <= MUTANT_BYTES // 2:
-                found.append(("elf", path.read_bytes()))
-    found = found[:: max(1, len(found) // 24)]
-    cache = Path("/etc/ld.so.cache")
-    if cache.exists():
-        found.append(("cache", cache.read_bytes()))
-    found.append(("fatbin", fatbin()))
+def _keep(kind: str, data: bytes) -> None:
+    name = f"fuzz-failure-{kind}.bin"
+    Path(name).write_bytes(data)
+    print(f"the mutant is in {name}", file=sys.stderr)
+
+
+# --- coverage --------------------------------------------------------------------------------------------------------
+
+
+def _functions(code: CodeType) -> Iterator[CodeType]:
+    if code.co_flags & OPTIMIZED:
+        yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _functions(constant)
+
+
+def lines_of(path: Path) -> set[int]:
+    """Return the lines inside functions of the module at PATH that can be executed."""
+    module = compile(path.read_text(encoding="utf-8"), str(path), "exec")
+    found: set[int] = set()
+    for code in _functions(module):
+        found |= {line for _, line in dis.findlinestarts(code) if line and line != code.co_firstlineno}
     return found
 
 
-def fatbin() -> bytes:
-    """Return a small ELF file whose only segment is three containers."""
-    entries = b""
-    for kind, sm, flags in ((2, 90, 0), (2, 90, 0x100000), (1, 80, 0x8000), (2, 120, 0x202000)):
-        entries += struct.pack("<HHIQIIHHIIIQQQ", kind, 1, 64, 32, 0, 0, 4, 8, sm, 0, 0, flags, 0, 64) + bytes(32)
-    container = struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(entries)) + entries
-    body = (container + bytes(8)) * 3
-    size = 64 + 56 + len(body)
-    header = struct.pack("<16sHHIQQQIHHHHHH", b"\x7fELF\2\1\1" + bytes(9), 3, 62, 1, 0, 64, 0, 0, 64, 56, 1, 64, 0, 0)
-    return header + struct.pack("<IIQQQQQQ", 1, 4, 0, 0, 0, size, size, 4096) + body
+def replay(kinds: list[str], directory: Path) -> dict[str, set[int]]:
+    """Return the lines of each module that the corpora below DIRECTORY reach."""
+    targets = importlib.import_module("fuzz_target")
+    seen: dict[str, set[int]] = {str(path): set() for path in MODULES.glob("*.py")}
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        lines = seen.get(frame.f_code.co_filename)
+        if lines is None:
+            return None
+        if event == "line":
+            lines.add(frame.f_lineno)
+        return trace
+
+    for kind in kinds:
+        target = targets.Target(str(directory), str(directory / "root") if kind == "dlopen" else None)
+        target.slow = float("inf")  # tracing is slow
+        for path in sorted((directory / kind).iterdir()):
+            sys.settrace(trace)
+            try:
+                target.ask(path.read_bytes(), kind)
+            finally:
+                sys.settrace(None)
+    return {os.path.basename(path): lines for path, lines in seen.items()}
+
+
+def table(seen: dict[str, set[int]]) -> str:
+    """Return reached and possible lines per module, and which were not reached."""
+    rows = []
+    all_reached = all_lines = 0
+    for path in sorted(MODULES.glob("*.py")):
+        lines = lines_of(path)
+        if not lines or path.name in NOT_FUZZED:
+            continue
+        reached = lines & seen[path.name]
+        all_reached, all_lines = all_reached + len(reached), all_lines + len(lines)
+        missed = " ".join(map(str, sorted(lines - reached)))
+        rows.append(
+            f"{path.name:16} {len(reached):4} of {len(lines):4} lines {len(reached) / len(lines):6.1%}  not: {missed}"
+        )
+    rows.append(f"{'together':16} {all_reached:4} of {all_lines:4} lines {all_reached / all_lines:6.1%}")
+    return "\n".join(rows)
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def _run_guided(kind: str, directory: Path, asked: argparse.Namespace, count: int) -> dict[str, Any] | None:
+    """Fuzz KIND in a child; None after a violation, which has been said."""
+    words = [sys.executable, str(Path(__file__).resolve()), "--child", kind, "--directory", str(directory)]
+    words += [
+        "--count",
+        str(count),
+        "--seconds",
+        str(int(asked.seconds * SHARES[kind]) or 1),
+        "--seed",
+        str(asked.seed),
+    ]
+    log = directory / f"{kind}.log"
+    with open(log, "wb") as output:
+        status = subprocess.run(words, stdout=output, stderr=output, check=False).returncode
+    artifacts = sorted(directory.glob(f"{kind}-*"))
+    if status or artifacts:
+        print("\n".join(log.read_text(errors="replace").splitlines()[-40:]), file=sys.stderr)
+        if artifacts:
+            _keep(kind, artifacts[0].read_bytes())
+        return None
+    found: dict[str, Any] = json.loads((directory / f"{kind}.json").read_text())
+    return found
 
 
 def main() -> int:
     """Fuzz."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=1_000_000)
+    parser.add_argument("--seconds", type=int, default=6 * 3600)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--coverage", action="store_true")
+    parser.add_argument("--target", action="append", choices=sorted(SHARES))
+    parser.add_argument("--blind", action="store_true")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("files", nargs="*")
     asked = parser.parse_args()
-    rng = random.Random(asked.seed)  # noqa: S311 (mutants, not secrets)
-    corpus = seeds(asked.files)
-    outcomes: collections.Counter[str] = collections.Counter()
-    slowest = 0.0
-    with tempfile.TemporaryDirectory() as directory:
-        target = Target(directory, asked.coverage)
-        for kind, data in corpus:
-            target.ask(data, kind)
-        start_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        peak = start_peak
-        for number in range(asked.count):
-            kind, source = rng.choice(corpus)
-            data = mutate(source, rng)
-            began = time.monotonic()
-            signal.alarm(HANG)
-            try:
-                outcomes[target.ask(data, kind)] += 1
-            except Exception:
-                Path("fuzz-failure.bin").write_bytes(data)
-                print(f"mutant {number} ({kind}) raised; written to fuzz-failure.bin", file=sys.stderr)
-                raise
-            took = time.monotonic() - began
-            slowest = max(slowest, took)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            if took > SLOW or peak > start_peak + PEAK:
-                Path("fuzz-failure.bin").write_bytes(data)
-                print(f"mutant {number} ({kind}) took {took:.2f} s, peak {peak / 1024:.0f} MB", file=sys.stderr)
-                return 1
-            if target.new and len(corpus) < KEPT:
-                corpus.append((kind, data))
-    signal.alarm(0)
-    for outcome, count in sorted(outcomes.items()):
-        print(f"{count:9} {outcome}")
-    print(
-        f"{sum(outcomes.values())} mutants, every one answered; "
-        f"slowest {slowest * 1e3:.0f} ms, peak {peak / 1024:.0f} MB"
-    )
-    if asked.coverage:
-        print(f"{len(target.seen)} lines of {', '.join(READERS)} reached")
+    if asked.child:
+        guided(asked.child, asked.directory, asked.count, asked.seconds, asked.seed)
+        return 0
+    is_guided = not asked.blind and importlib.util.find_spec("atheris") is not None
+    kinds = asked.target or list(SHARES)
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108 (a directory in memory)
+    with tempfile.TemporaryDirectory(dir=memory) as place:
+        directory = Path(place)
+        seeds = importlib.import_module("fuzz_seeds").build(directory, asked.files)
+        print(f"{'guided by branches' if is_guided else 'blind'}, seed {asked.seed}, Python {sys.version.split()[0]}")
+        results: dict[str, dict[str, Any]] = {}
+        for kind in kinds:
+            (directory / kind).mkdir()
+            for number, data in enumerate(seeds[kind]):
+                (directory / kind / f"seed{number:04}").write_bytes(data)
+            count = round(asked.count * SHARES[kind] / sum(SHARES[name] for name in kinds))
+            started = time.monotonic()
+            if is_guided:
+                found = _run_guided(kind, directory, asked, count)
+                if found is None:
+                    return 1
+            else:
+                rng = random.Random(asked.seed)  # noqa: S311
+                found = blind(kind, directory, seeds[kind], count, rng)
+            results[kind] = found
+            _say(kind, found, len(seeds[kind]), len(list((directory / kind).iterdir())), time.monotonic() - started)
+        total = sum(sum(found["outcomes"].values()) for found in results.values())
+        slowest = max(found["slowest"] for found in results.values())
+        most = max(found["most"] for found in results.values())
+        print(f"{total} mutants, every one answered; slowest {slowest * 1e3:.0f} ms of CPU, most {most / 2**20:.1f} MB")
+        if is_guided:
+            print(f"\nlines that the kept mutants reach\n{table(replay(kinds, directory))}")
     return 0
+
+
+def _say(kind: str, found: dict[str, Any], seeds: int, kept: int, seconds: float) -> None:
+    count = sum(found["outcomes"].values())
+    print(f"\n{kind}: {count} mutants of {seeds} seeds in {seconds:.0f} s, {kept - seeds} kept;", end=" ")
+    print(f"slowest {found['slowest'] * 1e3:.0f} ms of CPU, most {found['most'] / 2**20:.1f} MB")
+    for outcome, number in sorted(found["outcomes"].items(), key=lambda item: -item[1]):
+        print(f"{number:9} {outcome}", flush=True)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,11 @@ class Process:
 
     def _start(self, executable: Elf | None, interpreter: str, env: dict[str, str]) -> LinkMap:
         path = self.root.real(interpreter)
-        rtld = Elf(self.root, path).load(self.loader.rules, interpreter=True)
+        try:
+            rtld = Elf(self.root, path).load(self.loader.rules, interpreter=True)
+        except Skipped as skipped:  # the kernel's exec fails
+            text = f"the program does not start: its loader cannot be used ({skipped.reason})"
+            raise Refused(text, interpreter, problems.NO_START) from None
         self.address_space += _span(rtld)
         elf = executable or rtld
         main = LinkMap(elf, "", "", os.path.dirname(elf.name), None, "executable")

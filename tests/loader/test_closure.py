@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pytest_gpudiscovery.loader import Image, Images, ProcessModel, predict, will_run
+from pytest_gpudiscovery.loader.hostld import host_loader
 from pytest_gpudiscovery.loader.record import dataclass, plain
 from pytest_gpudiscovery.loader.render import closure_json, closure_text, explain_text, images_json, images_text
 from tests.loader.oracle import NEW, Builder
@@ -134,6 +135,17 @@ def test_a_program_that_cannot_be_is_an_answer(exe: str) -> None:
     assert not closure.loads
     assert closure.message
     assert closure.problems[0].kind == "process"
+
+
+def test_a_program_whose_loader_is_gone_or_another_machines_does_not_start(build: Builder) -> None:
+    (build / "ld.so").write_bytes(Path("/lib64/ld-linux-x86-64.so.2").read_bytes())
+    build.patch("ld.so", 18, b"\xb7\0")  # EM_AARCH64
+    for interpreter, reason in ((build / "ld.so", "aarch64"), (build / "gone.so", "No such file")):
+        program = build.executable("program", f"-Wl,--dynamic-linker={interpreter}")
+        closure = predict("libm.so.6", env={}, exe=program, loader=host_loader())
+        assert closure.outcome == "no start"
+        assert reason in closure.message
+        assert not predict("libm.so.6", env={}, exe=program).loads
 
 
 def test_a_static_program_has_no_dlopen(build: Builder) -> None:

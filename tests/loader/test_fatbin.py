@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pytest_gpudiscovery.loader import Image, Images, read_images, will_run
 from pytest_gpudiscovery.loader.kernels import capability_of, driver_floor
 
-fuzz = importlib.import_module("ci.loader.fuzz")  # a command, not a package
+importlib.import_module("ci.loader.fuzz")  # a command, not a package
+seeds = importlib.import_module("fuzz_seeds")
 H100, CUDA_13 = (9, 0), (13, 0)
 KINDS = {"elf": 2, "ptx": 1}
 FLAGS = {"": 0, "a": 0x100000, "f": 0x200000, "lz4": 0x2000, "zstd": 0x8000}
@@ -90,7 +91,7 @@ def test_images_are_read_back(tmp_path: Path, containers: list[tuple[Image, ...]
 
 
 def test_without_section_headers(tmp_path: Path) -> None:
-    (tmp_path / "library.so").write_bytes(fuzz.fatbin())
+    (tmp_path / "library.so").write_bytes(seeds.fatbin())
     found = read_images(str(tmp_path / "library.so"))
     assert (len(found.containers), found.found_by) == (3, "magic")
     assert found.targets == ("sm_90", "sm_90a", "sm_120f", "compute_80")

@@ -112,19 +112,32 @@ def test_hashes_of_the_specifications() -> None:
     assert (sysv_hash(b""), sysv_hash(b"printf"), sysv_hash(b"GLIBC_2.2.5")) == (0, 0x077905A6, 0x09691A75)
 
 
+@pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 def test_a_fuzz_run_finds_no_violation(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Without guidance: the same targets, seeds and checks."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["fuzz", "--count", "2500", "--seed", "3"])
-    monkeypatch.setattr(fuzz, "SLOW", 20.0)
-    monkeypatch.setattr(fuzz, "PEAK", 256 << 10)  # the test process holds more than the readers
+    monkeypatch.setattr("sys.argv", ["fuzz", "--blind", "--count", "2500", "--seed", "3"])
+    target, seeds = importlib.import_module("fuzz_target"), importlib.import_module("fuzz_seeds")
+    cases = [case for number, case in enumerate(seeds.ALL) if number % 10 == 0 or "cache_with" in case.__name__]
+    monkeypatch.setattr(seeds, "ALL", cases)
+    monkeypatch.setattr(target, "SLOW", 20.0)
+    monkeypatch.setattr(target, "PEAK", 256 << 20)  # the test process holds more than the readers
     assert fuzz.main() == 0
     printed = capsys.readouterr().out
     assert "2500 mutants, every one answered" in printed
-    assert {"elf: read", "elf: error", "fatbin: read"} <= {
-        line.strip().partition(" ")[2] for line in printed.splitlines()
-    }
+    outcomes = {line.strip().partition(" ")[2] for line in printed.splitlines()}
+    assert {"elf: read", "elf: error", "dlopen: loads", "fatbin: read by magic", "fatbin: read by sections"} <= outcomes
+    assert any(outcome.startswith("cache: ") and outcome.endswith("names found") for outcome in outcomes)
+
+
+def test_lines_of_functions_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "module.py").write_text(
+        "X = 1\n\n\ndef f(a):\n    if a:\n        return [\n            1,\n        ]\n"
+    )
+    lines = fuzz.lines_of(tmp_path / "module.py")
+    assert {5, 6} <= lines <= {5, 6, 7}
 
 
 # -- ld.so.cache
