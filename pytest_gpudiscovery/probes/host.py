@@ -9,6 +9,7 @@ A recording is JSON: {"entries": {path: entry}} where entry is one of
     {"type": "link", "target": "..."}
     {"type": "char", "mode": ..., "uid": ..., "gid": ..., "major": 195, "minor": 0, "open": "ENODEV"}  (open: optional)
     {"type": "error", "errno": "EACCES"}                                    every access fails so
+A file may have "map": "EACCES", the errno of mapping it executable.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ class HostView(Protocol):
     def read(self, path: str, limit: int = READ_LIMIT) -> bytes:
         """Return at most LIMIT bytes of PATH; raises OSError."""
 
+    def read_at(self, path: str, offset: int, size: int) -> bytes:
+        """Return SIZE bytes of PATH from OFFSET on, fewer at its end; raises OSError."""
+
     def listdir(self, path: str) -> list[str]:
         """Return the sorted names in directory PATH; raises OSError."""
 
@@ -48,6 +52,9 @@ class HostView(Protocol):
     def access(self, path: str, wanted: int) -> bool:
         """Return whether this process may use PATH so: WANTED is os.R_OK, os.W_OK and os.X_OK or-ed together."""
 
+    def map_executable(self, path: str) -> None:
+        """Map the first page of PATH executable, as ld.so does, without touching it; raises OSError."""
+
     def kernel_log(self, limit: int = READ_LIMIT * 8) -> list[bytes]:
         """Return the records of /dev/kmsg from the oldest on, at most LIMIT bytes of them; raises OSError."""
 
@@ -60,6 +67,17 @@ class LiveView:
         try:
             parts, left = [], limit
             while left > 0 and (part := os.read(fd, min(left, 65536))):
+                parts.append(part)
+                left -= len(part)
+            return b"".join(parts)
+        finally:
+            os.close(fd)
+
+    def read_at(self, path: str, offset: int, size: int) -> bytes:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            parts, left = [], size
+            while left > 0 and (part := os.pread(fd, left, offset + size - left)):
                 parts.append(part)
                 left -= len(part)
             return b"".join(parts)
@@ -97,6 +115,16 @@ class LiveView:
 
     def access(self, path: str, wanted: int) -> bool:
         return os.access(path, wanted, effective_ids=os.access in os.supports_effective_ids)
+
+    def map_executable(self, path: str) -> None:
+        import mmap  # noqa: PLC0415 - one probe maps
+
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            if os.fstat(fd).st_size:
+                mmap.mmap(fd, 1, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_EXEC).close()
+        finally:
+            os.close(fd)
 
     def kernel_log(self, limit: int = READ_LIMIT * 8) -> list[bytes]:
         fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -168,6 +196,9 @@ class RecordedView:
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
         return self._content(entry)[:limit]
 
+    def read_at(self, path: str, offset: int, size: int) -> bytes:
+        return self.read(path, offset + size)[offset:]
+
     def _content(self, entry: dict[str, Any]) -> bytes:
         if "b64" in entry:
             return base64.b64decode(entry["b64"])
@@ -223,6 +254,14 @@ class RecordedView:
         if os.geteuid() == 0 and wanted & os.X_OK and entry["type"] == "file":
             return bool(entry.get("mode", 0o644) & 0o111)  # root too needs one execute bit
         return self._allowed(entry, wanted)
+
+    def map_executable(self, path: str) -> None:
+        _, entry = self._entry(path)
+        if not self._allowed(entry, 4):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        if "map" in entry:
+            code = getattr(errno, entry["map"])
+            raise OSError(code, os.strerror(code), path)
 
     def kernel_log(self, limit: int = READ_LIMIT * 8) -> list[bytes]:
         try:

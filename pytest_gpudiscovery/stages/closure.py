@@ -46,8 +46,10 @@ def directories(package: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def kept(entry: Mapping[str, Any], env: Mapping[str, str]) -> bool:
     """Whether this Ollama looks into directory ENTRY at all (discover/runner.go: its name decides)."""
+    if isinstance(entry.get("kept"), bool):
+        return bool(entry["kept"])  # stage 01 knows the version and the machine
     name, jetpack = str(entry.get("name")), env.get("JETSON_JETPACK")
-    if entry.get("kept") is False or env.get("OLLAMA_LLM_LIBRARY", name) not in ("", name):
+    if env.get("OLLAMA_LLM_LIBRARY", name) not in ("", name):
         return False
     return name == f"cuda_jetpack{jetpack}" if jetpack else not name.startswith(JETPACK)
 

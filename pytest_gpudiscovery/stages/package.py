@@ -6,8 +6,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from pytest_gpudiscovery.model import Check, Kind, Severity, StageRecord
+from pytest_gpudiscovery.model import Check, StageRecord
+from pytest_gpudiscovery.probes import eras
+from pytest_gpudiscovery.stages import directories, package_files
 from pytest_gpudiscovery.stages.looking import in_order, loader_env, look
+from pytest_gpudiscovery.stages.package_files import BACKEND, cut_off, has_backend, shown_name
 from pytest_gpudiscovery.stages.spec import (
     Judgement,
     RunContext,
@@ -17,28 +20,36 @@ from pytest_gpudiscovery.stages.spec import (
     found,
     not_applicable,
     passed,
-    unknown,
 )
 from pytest_gpudiscovery.supervise.types import ChildResult, Probe
 
 ROWS = ("P01", "P02", "P03", "P04", "P05", "P06", "P07", "P08", "P09")
+VERSION_S = 3.0  # for `ollama --version`: 0.05 s on a healthy host
 # Targets that can be reached on a host without Ollama: a plain GPU runner stops at one of these.
 WITHOUT_OLLAMA = ("package", "service", "loopback", "kernel", "nvml", "driver", "enumeration", "runtime")
-BACKEND = "libggml-cuda.so"
-NOT_OURS = ("libcuda.so", "libnvidia-ml.so", "libnvidia-")  # the driver's: never part of an Ollama release
-ONLY_BELOW = ("libggml-cuda", "libcublas", "libcudart")  # belong into cuda_v12 or cuda_v13, not beside them
-MACHINES = {"x86_64": 62, "aarch64": 183}
-Directory = Mapping[str, Any]
 
 
 def plan(
     context: RunContext, _: Mapping[str, StageRecord], results: Mapping[str, ChildResult]
 ) -> tuple[str, Probe] | None:
-    """Look at the files once."""
-    if results:
+    """Look at the files once; ask the binary for its version only where its file does not tell."""
+    deadline = deadline_for(context, SPEC.name, SPEC.deadline_s)
+    if "look" not in results:
+        request = {
+            "env": loader_env(context),
+            "ollama_path": context.ollama_path,
+            "hints": [list(pair) for pair in context.hints],
+        }
+        return "look", look(context, "package", request, deadline)
+    seen = results["look"].answer if isinstance(results["look"].answer, dict) else {}
+    binary, version = seen.get("binary") or {}, seen.get("version") or {}
+    if "version" in results or not binary.get("path") or "class" not in (binary.get("elf") or {}):
         return None
-    request = {"env": loader_env(context), "ollama_path": context.ollama_path}
-    return "look", look(context, "package", request, deadline_for(context, SPEC.name, SPEC.deadline_s))
+    if version.get("version") is not None or not binary["executable"] or context.view.get("kind") == "root":
+        return None  # another root's program may need another root's libraries
+    request = {"path": binary["realpath"], "size": binary["size"]}
+    # As `look`: without preloaded objects, and not in a service's own context, which may be broken.
+    return "version", look(context, "ollama_version", request, min(VERSION_S * context.scale, deadline))
 
 
 def judge(given: StageInput) -> Judgement:
@@ -46,20 +57,19 @@ def judge(given: StageInput) -> Judgement:
     seen = given.observed("look")
     binary = seen.get("binary") or {}
     if not seen or "directories" not in seen:
-        return Judgement((), "the install could not be looked at", _facts(seen))
-    if binary.get("problem") == "archive":
-        reason = "a release archive: this version of the gate looks at installed files only"
-        return Judgement(tuple(unknown(row, reason) for row in ROWS), reason, _facts(seen))
+        return Judgement((), "the install could not be looked at", _facts(seen, given))
     if not binary.get("path"):
         return _no_ollama(given, binary, seen)
     uid = _uid(given)
-    checks = [*_binary(binary, uid), *_cwd(given, seen), *_lib(seen, binary)]
-    directories = [item for item in seen["directories"] if _has_backend(item)]
-    checks += _directories(seen, directories, uid) + _leftovers(seen) + _strays(seen) + _mounts(seen, directories)
+    version, _ = _version(seen, given)
+    checks = [*_binary(binary, uid), *_cwd(given, seen, _era(seen, given)), *_lib(seen, binary, _era(seen, given))]
+    with_cuda = [item for item in seen["directories"] if has_backend(item)]
+    checks += package_files.judge(seen, with_cuda, version, uid)
     judged = {check.prerequisite for check in checks}
     checks += [not_applicable(row, "there is no GPU directory") for row in ROWS if row not in judged]
-    names = ", ".join(item["name"] for item in directories) or "no CUDA directory"
-    return Judgement(in_order(checks), f"{binary['path']}: {names}", _facts(seen))
+    names = ", ".join(shown_name(seen, item) for item in with_cuda) or "no CUDA directory"
+    said = f"{binary['path']}{f' {version}' if version else ''}: {names}"
+    return Judgement(in_order(checks), said, _facts(seen, given))
 
 
 def _no_ollama(given: StageInput, binary: Mapping[str, Any], seen: Mapping[str, Any]) -> Judgement:
@@ -71,12 +81,12 @@ def _no_ollama(given: StageInput, binary: Mapping[str, Any], seen: Mapping[str, 
     elif target in WITHOUT_OLLAMA:
         reason = f"no Ollama on this host; {target} does not need one"
         checks = tuple(not_applicable(row, reason) for row in ROWS)
-        return Judgement(checks, "no Ollama on this host", _facts(seen), applicable=False)
+        return Judgement(checks, "no Ollama on this host", _facts(seen, given), applicable=False)
     else:
         facts = {"tried": tried, "target": target or "the whole gate"}
         first = found("package.ollama.missing", facts, expected="an ollama binary on PATH", observed=tried)
     rest = [not_applicable(row, "there is no Ollama to look at") for row in ROWS[1:]]
-    return Judgement((first, *rest), "no Ollama", _facts(seen))
+    return Judgement((first, *rest), "no Ollama", _facts(seen, given))
 
 
 def _binary(binary: Mapping[str, Any], uid: int) -> list[Check]:
@@ -89,119 +99,46 @@ def _binary(binary: Mapping[str, Any], uid: int) -> list[Check]:
     elf = binary.get("elf") or {}
     if not binary["executable"]:
         return [found("package.ollama.not_executable", facts, expected="an executable file", observed=facts["mode"])]
-    if _cut_off(elf):
+    if cut_off(elf):
         return [found("package.ollama.truncated", {**facts, **elf}, expected=elf["needs"], observed=elf["size"])]
-    return [passed("P01", reason=binary["path"], observed={"realpath": binary["realpath"], "size": binary["size"]})]
+    checks = []
+    server = binary.get("server") or {}
+    if server.get("deleted"):
+        checks.append(found("package.ollama.replaced", {**facts, **server}, observed=server))
+    if others := [item for item in binary.get("others") or [] if item["source"] in ("running", "PATH")]:
+        facts |= {"source": binary.get("source"), "other": others[0]["path"], "where": others[0]["source"]}
+        checks.append(found("package.ollama.another", facts, observed=others))
+    observed = {"realpath": binary["realpath"], "size": binary["size"], "source": binary.get("source")}
+    return checks or [passed("P01", reason=binary["path"], observed=observed)]
 
 
-def _cwd(given: StageInput, seen: Mapping[str, Any]) -> list[Check]:
+def _cwd(given: StageInput, seen: Mapping[str, Any], era: str | None) -> list[Check]:
     if seen.get("cwd") is not None:
         return [passed("P04", observed=seen["cwd"])]
     result = given.results["look"]
     errno = next((step.result for step in result.steps if step.name == "getcwd"), None)
+    if era == "C":
+        return [passed("P04", reason=f"there is none ({errno}), which 0.30.0 and later tolerate")]
     return [found("package.cwd.unreadable", {"errno": errno}, expected="a working directory", observed=errno)]
 
 
-def _lib(seen: Mapping[str, Any], binary: Mapping[str, Any]) -> list[Check]:
+def _lib(seen: Mapping[str, Any], binary: Mapping[str, Any], era: str | None) -> list[Check]:
     lib = seen["lib"]
     if lib["fallback"]:
-        facts = {"binary": binary["realpath"], "tried": ", ".join(lib["tried"]), "expected": lib["tried"][0]}
+        facts = {
+            "binary": binary["realpath"],
+            "tried": ", ".join(lib["tried"]),
+            "expected": lib["tried"][0],
+            "others": ", ".join(seen.get("elsewhere") or []) or "nowhere that is usual",
+        }
         return [found("package.lib.missing", facts, expected=lib["tried"][0], observed=lib["path"])]
     checks = [passed("P02", observed=lib["path"])]
+    if era == "C":
+        return [*checks, passed("P03", reason="0.30.0 and later take any path", observed=lib["path"])]
+    # Each GPU directory is asked for by its own path, which begins with this one (v0.24.0: ggml.go:88).
     if "lib/ollama" in lib["path"]:
         return [*checks, passed("P03", observed=lib["path"])]
     return [*checks, found("package.lib.other_name", {"path": lib["path"]}, observed=lib["path"])]
-
-
-def _has_backend(directory: Directory) -> bool:
-    return any(entry["name"] == BACKEND for entry in directory["files"])
-
-
-def _directories(seen: Mapping[str, Any], directories: list[Directory], uid: int) -> list[Check]:
-    lib = seen["lib"]["path"]
-    if not directories:
-        names = [item["name"] for item in seen["directories"]]
-        cause = "package.gpu_dir.no_cuda" if names else "package.gpu_dir.missing"
-        facts = {"path": lib, "names": ", ".join(names)}
-        return [found(cause, facts, expected="cuda_v12 or cuda_v13 with libggml-cuda.so", observed=names)]
-    names = [item["name"] for item in directories]
-    checks = [passed("P05", observed=names)]
-    broken = {item["name"]: _files(item, uid) for item in directories}
-    one_is_whole = any(not problems for problems in broken.values())
-    for item in directories:
-        subject = f"dir:{item['name']}"
-        lower = Severity.WARNING if one_is_whole else None
-        for cause, facts in broken[item["name"]]:
-            checks.append(found(cause, facts, subject=subject, severity=lower, observed=facts.get("size")))
-        if not broken[item["name"]]:
-            sizes = {entry["name"]: entry.get("size") for entry in item["files"]}
-            checks.append(passed("P06", subject=subject, observed=sizes))
-    return checks
-
-
-def _files(directory: Directory, uid: int) -> list[tuple[str, dict[str, Any]]]:
-    """Return (cause, facts) of each library in DIRECTORY that the loader could not use."""
-    machine = MACHINES.get(os.uname().machine)
-    problems: list[tuple[str, dict[str, Any]]] = []
-    for entry in directory["files"]:
-        elf = entry.get("elf") or {}
-        facts = {**entry, **elf, "path": f"{directory['path']}/{entry['name']}", "uid": uid, "bits": elf.get("class")}
-        if "errno" in entry or "errno" in elf or not entry.get("readable", True):
-            errno = entry.get("errno") or elf.get("errno") or "EACCES"
-            problems.append(("package.library.unreadable", {**facts, "errno": errno}))
-        elif "problem" in elf:
-            problems.append(("package.library.not_elf", facts))
-        elif elf.get("class") != 64 or (machine is not None and elf["machine"] != machine):
-            problems.append(("package.library.foreign", facts))
-        elif _cut_off(elf):
-            problems.append(("package.library.truncated", facts))
-    return problems
-
-
-def _cut_off(elf: Mapping[str, Any]) -> bool:
-    return "needs" in elf and elf.get("size", 0) < elf["needs"]
-
-
-def _leftovers(seen: Mapping[str, Any]) -> list[Check]:
-    lib = seen["lib"]["path"]
-    checks = [
-        found("package.leftover.directory", {"path": lib, "name": name}, observed=name)
-        for name in seen.get("old_layout") or []
-    ]
-    top = {entry["name"]: entry for entry in seen["top"]}
-    plain, versioned = top.get("libggml-base.so"), top.get("libggml-base.so.0")
-    # From 0.13.4 on libggml-base.so is a link to libggml-base.so.0; before, it was the file itself.
-    if plain and versioned and plain.get("realpath") != versioned.get("realpath"):
-        reason = "libggml-base.so (up to 0.13.3) and libggml-base.so.0 (from 0.13.4) are two different files"
-        checks.append(found("package.leftover.base", {"path": lib, "reason": reason}, observed=[plain, versioned]))
-    return checks or [passed("P07", reason="no leftovers of another version that file names would show")]
-
-
-def _strays(seen: Mapping[str, Any]) -> list[Check]:
-    lib = seen["lib"]["path"]
-    checks = []
-    inside = seen["lib"]["realpath"].rstrip("/") + "/"
-    places: list[tuple[str, list[Directory], tuple[str, ...]]] = [(lib, seen["top"], (*NOT_OURS, *ONLY_BELOW))]
-    places += [(item["path"], item["files"], NOT_OURS) for item in seen["directories"]]
-    for path, files, wrong in places:
-        for entry in files:
-            facts = {"path": path, "name": entry["name"], "target": entry.get("realpath", "nothing")}
-            if entry["name"].startswith(wrong):
-                checks.append(found("package.stray.library", facts, observed=facts["target"]))
-            elif "realpath" in entry and not entry["realpath"].startswith(inside):
-                checks.append(found("package.stray.link", facts, observed=facts["target"]))
-    return checks or [passed("P08", Kind.RISK, reason="no foreign libraries")]
-
-
-def _mounts(seen: Mapping[str, Any], directories: list[Directory]) -> list[Check]:
-    mounts = seen.get("mounts") or {}
-    wanted = [seen["binary"]["realpath"], seen["lib"]["path"], *(item["path"] for item in directories)]
-    known = {path: mounts[path] for path in wanted if mounts.get(path)}
-    if not known:
-        return [unknown("P09", "/proc/self/mountinfo cannot be read", Kind.OBSERVABILITY)]
-    bad = {mount["point"]: path for path, mount in known.items() if "noexec" in mount["options"]}
-    checks = [found("package.mount.noexec", {"point": point, "path": path}) for point, path in bad.items()]
-    return checks or [passed("P09", observed=sorted({mount["point"] for mount in known.values()}))]
 
 
 def _uid(given: StageInput) -> int:
@@ -209,28 +146,63 @@ def _uid(given: StageInput) -> int:
     return identity.uid if identity else os.geteuid()
 
 
-def _facts(seen: Mapping[str, Any]) -> dict[str, Any]:
+def _version(seen: Mapping[str, Any], given: StageInput) -> tuple[str | None, str | None]:
+    """Return the version without a leading "v" and which witness told it; (None, None) when none did."""
+    read = seen.get("version") or {}
+    if read.get("version") is not None:
+        return str(read["version"]), str(read["by"])
+    asked = given.observed("version").get("version")
+    return (str(asked), "asked") if asked else (None, None)
+
+
+def _era(seen: Mapping[str, Any], given: StageInput) -> str | None:
+    """Return the era by the version, else by the files."""
+    return eras.era(_version(seen, given)[0]) or seen.get("top_era")
+
+
+def _facts(seen: Mapping[str, Any], given: StageInput) -> dict[str, Any]:
     binary = seen.get("binary") or {}
     lib = (seen.get("lib") or {}).get("path") if not (seen.get("lib") or {}).get("fallback") else None
+    version, by = _version(seen, given)
     return {
         "binary": binary.get("realpath") if binary.get("path") else None,
+        "source": binary.get("source"),
         "lib_dir": lib,
-        "gpu_dirs": [
-            {
-                "name": item["name"],
-                "path": item["path"],
-                "backend": f"{item['path']}/{BACKEND}" if _has_backend(item) else None,
-                "cudart": _cudart(item),
-            }
-            for item in seen.get("directories") or []
-        ],
+        "gpu_dirs": _gpu_dirs(seen, given, version),
         "system_cudart": seen.get("system_cudart") or [],
-        "version": None,  # asking needs the binary to run, which this version of the gate does not do
-        "era": None,
+        "llama_server": (seen.get("server") or {}).get("path"),
+        "version": version,
+        "version_by": by,
+        "era": _era(seen, given),
+        "server_pid": (binary.get("server") or {}).get("pid"),
+        "tegra": seen.get("tegra"),
     }
 
 
-def _cudart(directory: Directory) -> str | None:
+def _gpu_dirs(seen: Mapping[str, Any], given: StageInput, version: str | None) -> list[dict[str, Any]]:
+    """Return the GPU directories with what each has, and whether this Ollama looks into it (`kept`, `skipped`)."""
+    env, every = given.context.env, seen.get("directories") or []
+    jetson = directories.jetpack(env, seen.get("machine"), seen.get("tegra"))
+    names = [item["name"] for item in every]
+    found_dirs = []
+    for item in every:
+        why = directories.skipped(
+            item["name"], env, era=_era(seen, given), version=version, jetpack=jetson, names=names
+        )
+        found_dirs.append(
+            {
+                "name": shown_name(seen, item),
+                "path": item["path"],
+                "backend": f"{item['path']}/{BACKEND}" if has_backend(item) else None,
+                "cudart": _cudart(item),
+                "kept": not why,
+                "skipped": why,
+            }
+        )
+    return found_dirs
+
+
+def _cudart(directory: Mapping[str, Any]) -> str | None:
     """Return the libcudart that this directory ships: the soname's name, not the file of full version behind it."""
     names = [entry["name"] for entry in directory["files"] if entry["name"].startswith("libcudart.so.")]
     return f"{directory['path']}/{min(names, key=len)}" if names else None
@@ -246,4 +218,5 @@ SPEC = StageSpec(
     plan=plan,
     judge=judge,
     hang_causes={"": "package.read_hang"},
+    optional=frozenset({"version"}),
 )

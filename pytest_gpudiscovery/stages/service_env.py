@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_gpudiscovery.model import Check, Kind
+from pytest_gpudiscovery.stages.directories import jetpack, variable
 from pytest_gpudiscovery.stages.spec import found, not_applicable, passed, unknown
 from pytest_gpudiscovery.stages.visible import Visible, parse
 
@@ -51,12 +52,15 @@ def judge_environment(seen: Mapping[str, Any], env: Mapping[str, str], package: 
 
 
 def _library(env: Mapping[str, str], package: Mapping[str, Any]) -> list[Check]:
-    value = env.get("OLLAMA_LLM_LIBRARY")
+    value = variable(env, "OLLAMA_LLM_LIBRARY")
     if not package.get("binary"):
         return [not_applicable("P13", NO_OLLAMA)]
-    names = [str(item["name"]) for item in package.get("gpu_dirs") or []]
+    entries = package.get("gpu_dirs") or []
+    names = [str(item["name"]) for item in entries]
     if not value or value in names:
         return [passed("P13", observed=value)]
+    if any(item.get("kept") for item in entries):  # lib/ollama itself, or a value that only selects MLX's library
+        return [passed("P13", reason="this Ollama does not filter by it here", observed=value)]
     facts = {"value": value, "names": ", ".join(names) or "none"}
     return [found("service.env.ollama_llm_library", facts, expected=names, observed=value)]
 
@@ -91,7 +95,13 @@ def _jetson(seen: Mapping[str, Any], env: Mapping[str, str], package: Mapping[st
         return [not_applicable("P15", NO_OLLAMA)]
     if not value or seen.get("tegra"):
         return [passed("P15", observed=value)]
-    facts = {"value": value, "machine": seen.get("machine")}
+    chosen = jetpack(env, seen.get("machine"), None)
+    if not chosen:
+        return [passed("P15", reason="Ollama reads it on arm64 only", observed=value)]
+    names = [str(item["name"]) for item in package.get("gpu_dirs") or []]
+    if package.get("era") == "C" and f"cuda_{chosen}" not in names:
+        return [passed("P15", reason=f"cuda_{chosen} is not installed: 0.30.0 and later go on without", observed=value)]
+    facts = {"value": value, "machine": seen.get("machine"), "directory": f"cuda_{chosen}"}
     return [found("service.env.jetson_jetpack", facts, expected="not set", observed=value)]
 
 

@@ -21,7 +21,8 @@ class RunContext:
     view: Mapping[str, Any]  # {"kind": "live"} or {"kind": "recorded", "path": FILE}: see probes/host.py
     profile: Mapping[str, Any]  # what this host must be (profiles/)
     simulated: Mapping[str, Any] | None = None  # for the reports only: no stage may branch on it
-    ollama_path: str | None = None
+    ollama_path: str | None = None  # what --gpu-ollama names; an archive is unpacked by then
+    hints: tuple[tuple[str, str], ...] = ()  # (source, path) of binaries that the adopted service names
     allow_busy: bool = False
     scale: float = 1.0  # factor on every deadline
     deadlines: Mapping[str, float] = field(default_factory=dict)  # stage -> seconds, from the command line

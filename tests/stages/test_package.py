@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from pytest_gpudiscovery.model import CheckOutcome, Outcome
 from pytest_gpudiscovery.outcome import Conclusion
-from pytest_gpudiscovery.probes import package as probe
+from pytest_gpudiscovery.probes import layout
 from pytest_gpudiscovery.probes.host import LiveView
 from pytest_gpudiscovery.stages.package import ROWS, SPEC
 from pytest_gpudiscovery.supervise.types import Identity, Setup
@@ -262,13 +262,6 @@ def test_a_path_without_ollama_fails_whatever_the_target_is(tmp_path: Path) -> N
     assert hosts.causes(said, "failed") == ["package.ollama.unusable"]
 
 
-def test_a_release_archive_is_not_judged_as_an_install(tmp_path: Path) -> None:
-    archive = tmp_path / "ollama-linux-amd64.tgz"
-    archive.write_bytes(b"x")
-    said = conclude(archive)
-    assert {check.outcome for check in said.checks} == {CheckOutcome.UNKNOWN}
-
-
 def test_the_systems_libcudart_is_found_where_there_is_no_ollama() -> None:
     entries = hosts.h100(
         **hosts.library("/usr/local/cuda-12.9/lib64", "libcudart.so", "12.9.79"),
@@ -296,7 +289,7 @@ def test_the_glob_is_ollamas(tmp_path: Path) -> None:
     for name in ("cuda_v12/libggml-cuda.so", ".hidden/libggml-x.so", "mlx_cuda/xggml-y", "other/libother.so"):
         (tmp_path / name).touch()
     (tmp_path / "libggml-base.so").touch()
-    assert probe.gpu_directories(LiveView(), str(tmp_path)) == [".hidden", "cuda_v12", "mlx_cuda"]
+    assert layout.gpu_directories(LiveView(), str(tmp_path)) == [".hidden", "cuda_v12", "mlx_cuda"]
 
 
 NAMES = st.sampled_from(

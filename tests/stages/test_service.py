@@ -20,7 +20,7 @@ from pytest_gpudiscovery.probes import service as probe
 from pytest_gpudiscovery.probes.host import RecordedView
 from pytest_gpudiscovery.stages import visible
 from pytest_gpudiscovery.stages.service import ROWS, SPEC
-from pytest_gpudiscovery.stages.service_env import left
+from pytest_gpudiscovery.stages.service_env import judge_environment, left
 from pytest_gpudiscovery.supervise.types import Ending, Identity, Setup
 from tests import fakes
 from tests.stages import hosts
@@ -76,7 +76,7 @@ def test_what_concerns_ollama_does_not_apply_without_it() -> None:
         ({"CUDA_VISIBLE_DEVICES": "GPU-99999999"}, "service.env.cuda_visible_devices_hides_all"),
         ({"CUDA_VISIBLE_DEVICES": "MIG-1234"}, "service.env.cuda_visible_devices_hides_all"),
         ({"OLLAMA_LLM_LIBRARY": "cuda_v11"}, "service.env.ollama_llm_library"),
-        ({"JETSON_JETPACK": "6"}, "service.env.jetson_jetpack"),
+        ({"OLLAMA_LLM_LIBRARY": "'cuda_v11'"}, "service.env.ollama_llm_library"),
     ],
 )
 def test_a_variable_that_hides_the_gpu_blocks(env: dict[str, str], cause: str) -> None:
@@ -84,7 +84,7 @@ def test_a_variable_that_hides_the_gpu_blocks(env: dict[str, str], cause: str) -
     said = conclude(env, without_mig)
     assert hosts.causes(said, "failed") == [cause]
     (value,) = env.values()
-    assert (value or '""') in said.summary
+    assert (value.strip("'") or '""') in said.summary
 
 
 @pytest.mark.parametrize(
@@ -111,6 +111,7 @@ def test_a_variable_that_hides_a_part_warns(env: dict[str, str], cause: str) -> 
         {"NVIDIA_VISIBLE_DEVICES": "all"},
         {"NVIDIA_VISIBLE_DEVICES": "void"},
         {"OLLAMA_LLM_LIBRARY": "cuda_v13"},
+        {"OLLAMA_LLM_LIBRARY": ' "cuda_v13" '},
         {"OLLAMA_DEBUG": "2"},
         {"LD_LIBRARY_PATH": "/nowhere"},
     ],
@@ -118,6 +119,31 @@ def test_a_variable_that_hides_a_part_warns(env: dict[str, str], cause: str) -> 
 def test_a_variable_that_hides_nothing_passes(env: dict[str, str]) -> None:
     said = conclude(env)
     assert said.outcome is Outcome.PASSED, said.summary
+
+
+@pytest.mark.parametrize(
+    ("machine", "tegra", "era", "directories", "outcome"),
+    [
+        ("aarch64", False, "B", ("cuda_v12",), CheckOutcome.FAILED),
+        ("aarch64", False, "C", ("cuda_v12",), CheckOutcome.PASSED),  # a JetPack that is not installed does not count
+        ("aarch64", False, "C", ("cuda_v12", "cuda_jetpack6"), CheckOutcome.FAILED),
+        ("aarch64", True, "B", ("cuda_jetpack6",), CheckOutcome.PASSED),
+        ("x86_64", False, "B", ("cuda_v12",), CheckOutcome.PASSED),  # Ollama reads the variable on arm64 only
+    ],
+)
+def test_a_jetsons_variable_on_another_machine(
+    machine: str, tegra: bool, era: str, directories: tuple[str, ...], outcome: CheckOutcome
+) -> None:
+    seen = {"machine": machine, "tegra": tegra, "gpus": []}
+    facts = {"binary": "/usr/bin/ollama", "era": era, "gpu_dirs": [{"name": name} for name in directories]}
+    checks = judge_environment(seen, {"JETSON_JETPACK": "6.2"}, facts)
+    assert [check.outcome for check in checks if check.prerequisite == "P15"] == [outcome]
+
+
+def test_a_variable_that_this_layout_does_not_filter_by_passes() -> None:
+    facts = {"binary": "/usr/bin/ollama", "gpu_dirs": [{"name": "ollama", "kept": True}]}
+    checks = judge_environment({"gpus": []}, {"OLLAMA_LLM_LIBRARY": "cuda_v12"}, facts)
+    assert [check.outcome for check in checks if check.prerequisite == "P13"] == [CheckOutcome.PASSED]
 
 
 def test_mig_instances_and_hidden_gpus_are_left_to_the_driver() -> None:

@@ -1,0 +1,180 @@
+"""Judges the files of an Ollama install (P05 to P09): GPU directories, whole libraries, leftovers, strays, mounts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pytest_gpudiscovery.model import Check, Kind, Severity
+from pytest_gpudiscovery.probes import eras
+from pytest_gpudiscovery.stages.spec import found, passed, unknown
+
+BACKEND = "libggml-cuda.so"
+NOT_OURS = ("libcuda.so", "libnvidia-ml.so", "libnvidia-")  # the driver's: never part of an Ollama release
+ONLY_BELOW = ("libggml-cuda", "libcublas", "libcudart")  # belong into cuda_v12 or cuda_v13, not beside them
+MACHINES = {"x86_64": 62, "aarch64": 183}
+Seen = Mapping[str, Any]
+Directory = Mapping[str, Any]
+
+
+def has_backend(directory: Directory) -> bool:
+    """Whether DIRECTORY holds the CUDA backend."""
+    return any(entry["name"] == BACKEND for entry in directory["files"])
+
+
+def shown_name(seen: Seen, directory: Directory) -> str:
+    """Return what DIRECTORY is called in reports and in Ollama's own libdirs=: "ollama" for lib/ollama itself."""
+    return str(directory["name"]) or str(seen["lib"]["path"]).rpartition("/")[2]
+
+
+def judge(seen: Seen, directories: Sequence[Directory], version: str | None, uid: int) -> list[Check]:
+    """Judge P05 to P09 over DIRECTORIES, those of SEEN that have a CUDA backend."""
+    checks = [*_directories(seen, directories, uid), *_leftovers(seen, version), *_strays(seen)]
+    return checks + _mounts(seen, directories)
+
+
+def _directories(seen: Seen, directories: Sequence[Directory], uid: int) -> list[Check]:
+    lib = seen["lib"]["path"]
+    if not directories:
+        names = [item["name"] for item in seen["directories"]]
+        cause = "package.gpu_dir.no_cuda" if names else "package.gpu_dir.missing"
+        others = seen.get("elsewhere") or []
+        facts = {"path": lib, "names": ", ".join(names), "others": _others(others)}
+        return [found(cause, facts, expected="cuda_v12 or cuda_v13 with libggml-cuda.so", observed=names or others)]
+    names = [shown_name(seen, item) for item in directories]
+    checks = [passed("P05", observed=names)]
+    broken = {item["path"]: _files(item, uid) for item in directories}
+    one_is_whole = any(not problems for problems in broken.values())
+    for item in directories:
+        subject = f"dir:{shown_name(seen, item)}"
+        lower = Severity.WARNING if one_is_whole else None
+        for cause, facts in broken[item["path"]]:
+            checks.append(found(cause, facts, subject=subject, severity=lower, observed=facts.get("size")))
+        if not broken[item["path"]]:
+            sizes = {entry["name"]: entry.get("size") for entry in item["files"]}
+            checks.append(passed("P06", subject=subject, observed=sizes))
+    return checks
+
+
+def _others(places: Sequence[str]) -> str:
+    return f"Libraries that Ollama does not look at lie in {', '.join(places)}." if places else "None lie elsewhere."
+
+
+def _files(directory: Directory, uid: int) -> list[tuple[str, dict[str, Any]]]:
+    """Return (cause, facts) of each library in DIRECTORY that the loader could not use."""
+    machine = MACHINES.get(os.uname().machine)
+    problems: list[tuple[str, dict[str, Any]]] = []
+    for entry in directory["files"]:
+        elf = entry.get("elf") or {}
+        facts = {**entry, **elf, "path": f"{directory['path']}/{entry['name']}", "uid": uid, "bits": elf.get("class")}
+        if "errno" in entry or "errno" in elf or not entry.get("readable", True):
+            errno = entry.get("errno") or elf.get("errno") or "EACCES"
+            problems.append(("package.library.unreadable", {**facts, "errno": errno}))
+        elif "problem" in elf:
+            problems.append(("package.library.not_elf", facts))
+        elif elf.get("class") != 64 or (machine is not None and elf["machine"] != machine):
+            problems.append(("package.library.foreign", facts))
+        elif cut_off(elf):
+            problems.append(("package.library.truncated", facts))
+    return problems
+
+
+def cut_off(elf: Mapping[str, Any]) -> bool:
+    """Whether the file that ELF tells of is shorter than its own headers say."""
+    return "needs" in elf and elf.get("size", 0) < elf["needs"]
+
+
+def _leftovers(seen: Seen, version: str | None) -> list[Check]:
+    lib = seen["lib"]["path"]
+    checks = [*_mixed(seen, version)]
+    wrong = {"A": "rocm_v", "B": "rocm_v", "C": "rocm"}.get(eras.era(version) or "")
+    others = [item["name"] for item in seen["directories"] if wrong and _is_of(item["name"], wrong)]
+    checks += [
+        found("package.leftover.directory", {"path": lib, "name": name}, observed=name)
+        for name in [*(seen.get("old_layout") or []), *others]
+    ]
+    top = {entry["name"]: entry for entry in seen["top"]}
+    plain, versioned = top.get("libggml-base.so"), top.get(eras.VERSIONED_BASE)
+    # From 0.13.4 on libggml-base.so is a link to libggml-base.so.0; before, it was the file itself.
+    if plain and versioned and plain.get("realpath") != versioned.get("realpath"):
+        reason = "libggml-base.so (up to 0.13.3) and libggml-base.so.0 (from 0.13.4) are two different files"
+        checks.append(found("package.leftover.base", {"path": lib, "reason": reason}, observed=[plain, versioned]))
+    return checks or [passed("P07", reason="binary and libraries are of one kind", observed=version)]
+
+
+def _is_of(name: str, wrong: str) -> bool:
+    return name == wrong or (wrong.endswith("_v") and name.startswith(wrong))
+
+
+def _mixed(seen: Seen, version: str | None) -> list[Check]:
+    """Return what the binary's version and the files beside it say against each other."""
+    known, era, files = eras.numbers(version), eras.era(version), seen.get("top_era")
+    lib = seen["lib"]["path"]
+    if known is None or era is None or files is None:
+        return []
+    facts = {"version": version, "path": lib}
+    if era == "C" and files != "C":
+        return [found("package.mix.no_server", facts, expected=f"{lib}/{eras.SERVER}", observed=files)]
+    if era != "C" and files == "C":
+        reason = f"{eras.SERVER} is part of 0.30.0 and later"
+        return [found("package.mix.version", {**facts, "reason": reason}, observed=seen.get("server"))]
+    names = {entry["name"] for entry in seen["top"]}
+    versioned = eras.VERSIONED_BASE in names
+    if era == "B" and "libggml-base.so" in names and versioned != (known >= eras.FIRST_VERSIONED):
+        reason = f"libggml-base.so is {'' if versioned else 'not '}versioned, as from 0.13.4 on"
+        return [found("package.mix.version", {**facts, "reason": reason}, observed=sorted(names))]
+    return []
+
+
+def _strays(seen: Seen) -> list[Check]:
+    lib = seen["lib"]["path"]
+    checks = []
+    inside = seen["lib"]["realpath"].rstrip("/") + "/"
+    flat = [item for item in seen["directories"] if item["name"] == ""]
+    places: list[tuple[str, Sequence[Directory], tuple[str, ...]]] = [
+        (lib, seen["top"], NOT_OURS if flat else (*NOT_OURS, *ONLY_BELOW))
+    ]
+    places += [(item["path"], item["files"], NOT_OURS) for item in seen["directories"] if item["name"]]
+    for path, files, wrong in places:
+        for entry in files:
+            facts = {"path": path, "name": entry["name"], "target": entry.get("realpath", "nothing")}
+            if entry["name"].startswith(wrong):
+                checks.append(found("package.stray.library", facts, observed=facts["target"]))
+            elif "realpath" in entry and not entry["realpath"].startswith(inside):
+                checks.append(found("package.stray.link", facts, observed=facts["target"]))
+    return checks or [passed("P08", Kind.RISK, reason="no foreign libraries")]
+
+
+def _mounts(seen: Seen, directories: Sequence[Directory]) -> list[Check]:
+    mounts = seen.get("mounts") or {}
+    wanted = [seen["binary"]["realpath"], seen["lib"]["path"], *(item["path"] for item in directories)]
+    known = {path: mounts[path] for path in wanted if mounts.get(path)}
+    bad = {mount["point"]: path for path, mount in known.items() if "noexec" in mount["options"]}
+    checks = [found("package.mount.noexec", {"point": point, "path": path}) for point, path in bad.items()]
+    if not bad:
+        checks += _denied(directories)
+    if checks:
+        return checks
+    if not known:
+        return [unknown("P09", "/proc/self/mountinfo cannot be read", Kind.OBSERVABILITY)]
+    return [passed("P09", observed=sorted({mount["point"] for mount in known.values()}))]
+
+
+def _denied(directories: Sequence[Directory]) -> list[Check]:
+    """Return the libraries that can be read and may not be mapped executable; one whole directory eases the others."""
+    denied = {
+        item["path"]: [e for e in item["files"] if e.get("mapped", "ok") in ("EPERM", "EACCES")] for item in directories
+    }
+    lower = Severity.WARNING if not all(denied.values()) else None
+    return [
+        found(
+            "package.library.exec_denied",
+            {"name": entry["name"], "path": f"{path}/{entry['name']}", "errno": entry["mapped"]},
+            severity=lower,
+            observed=entry["mapped"],
+        )
+        for path, entries in denied.items()
+        for entry in entries[:1]
+        if entry.get("readable")
+    ]
