@@ -18,7 +18,7 @@ from pytest_gpudiscovery.loader import predict
 from pytest_gpudiscovery.loader.linkmap import ProcessModel
 from pytest_gpudiscovery.options import Settings
 from pytest_gpudiscovery.probes.host import open_view
-from pytest_gpudiscovery.probes.package import find_lib, gpu_directories
+from pytest_gpudiscovery.probes.layout import find_lib, gpu_directories
 from pytest_gpudiscovery.simulate.errors import SimulationError
 from pytest_gpudiscovery.simulate.fatbin import ARCHITECTURES, LABEL, Code, container, fill, preset
 from pytest_gpudiscovery.simulate.machines import HOSTS
@@ -38,7 +38,7 @@ def test_the_view_shows_what_lies_there(make: Make, text: str) -> None:
     host = make(text)
     view = open_view(host.view)
     assert host.ollama is not None
-    lib = find_lib(view, f"{host.ollama}/bin/ollama", "/")
+    lib = find_lib(view, f"{host.ollama}/bin/ollama", "/", None)
     assert (lib["path"], lib["fallback"]) == (install(host), False)
     assert gpu_directories(view, lib["path"]) == ["cuda_v12", "cuda_v13"]
     for place, _, files in os.walk(host.ollama):
