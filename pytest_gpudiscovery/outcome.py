@@ -43,7 +43,8 @@ def conclude(
     if outcome is None:
         outcome = judgement.outcome or _of_checks(judgement, checks)
     facts = dict(judgement.facts) if isinstance(judgement.facts, dict) else {}
-    if any(result.ending in HUNG for result in results.values()):
+    hung = any(result.ending in HUNG for result in results.values())
+    if hung if judgement.stuck is None else judgement.stuck:
         facts["hung_probe"] = True  # also a second witness: no further child may touch the driver after it
     return Conclusion(
         outcome,

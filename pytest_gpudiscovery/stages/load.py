@@ -138,7 +138,9 @@ def judge(given: StageInput) -> Judgement:
     small = [check for group in load_small.GROUPS for check in load_small.judge(group, given, limit)]
     facts = {"loads": [{"directory": str(entry["name"]), **_kept(given, str(entry["name"]))} for entry in asked]}
     forced = _forced(given, asked, good, small)
-    return Judgement(in_order([*small, *checks]), _summary(given, asked), facts, outcome=forced)
+    # A constructor that hung and was killed says nothing against asking the driver, unless it was caught inside it.
+    stuck = any(_unsafe(result) for result in given.results.values())
+    return Judgement(in_order([*small, *checks]), _summary(given, asked), facts, outcome=forced, stuck=stuck)
 
 
 def _forced(given: StageInput, asked: list[Mapping[str, Any]], good: list[str], small: list[Check]) -> Outcome | None:

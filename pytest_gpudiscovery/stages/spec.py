@@ -68,6 +68,7 @@ class Judgement:
     facts: Any = None
     applicable: bool = True
     outcome: Outcome | None = None  # how optional probes ended, where that decides (a hang); None: the checks decide
+    stuck: bool | None = None  # whether the driver must be left alone from now on; None: when any probe hung
 
 
 MOST_TURNS = 8  # GPU directories of one install; more of them share the time of eight

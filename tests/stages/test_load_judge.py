@@ -129,6 +129,18 @@ def test_a_child_that_cannot_be_killed_is_the_last_one() -> None:
     assert asked[0] == "cuda_v13"
 
 
+@pytest.mark.parametrize(("blocked_in", "stuck"), [("pause < libmlx.so", None), ("ioctl on /dev/nvidiactl", True)])
+def test_only_a_hang_inside_the_driver_stops_the_stages_after_it(blocked_in: str, stuck: bool | None) -> None:
+    mlx = result(Ending.TIMED_OUT, evidence={"blocked_in": blocked_in}, observed={"seen": {}, "paths": [], "at": "/m"})
+    results = {"#cpu1": result(observed=CPU), "cuda_v12": result(answer=SEEN), "#mlx1": mlx}
+    install = {"lib_dir": LIB, "binary": "/usr/bin/ollama", "gpu_dirs": [directory("cuda_v12")]}
+    prior = {"package": record("package", Outcome.PASSED, facts=install)}
+    judgement = load.judge(StageInput(context(), results, prior, 60.0))
+    said = conclude(load.SPEC, judgement, results, started=0.0, deadline_s=60.0)
+    assert said.outcome is Outcome.WARNED
+    assert said.facts.get("hung_probe") is stuck
+
+
 def test_the_deadline_is_for_each_directory() -> None:
     facts = {"package": record("package", Outcome.PASSED, facts={"gpu_dirs": [directory("cuda_v12")]})}
     assert load.turns(context(), facts) == 2
