@@ -44,7 +44,7 @@ def libraries(places: list[str]) -> list[str]:
 
 
 def opened_by_constructors(path: str, probe: str, further: set[str]) -> dict[str, str]:
-    """Return FURTHER files of dlopen(PATH) -> the object that opened them itself, {} unless that explains all of them."""
+    """Return FURTHER files of dlopen(PATH) -> the object that opened them itself; {} unless that explains them all."""
     account = run_case(Case(path, {"LD_DEBUG": "files"}), [probe, path])[2]
     openers: dict[str, str] = {}
     for name, how, by in ASKED.findall(account):
