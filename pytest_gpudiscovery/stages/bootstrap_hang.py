@@ -21,6 +21,7 @@ DRIVER = ("libcuda.", "libnvidia-", "libcudart.", "libcublas", BACKEND, VARIANT,
 LOCKS = ("futex", "futex_waitv", "flock", "fcntl", "semop")
 SLEEPS = ("nanosleep", "clock_nanosleep", "poll", "ppoll", "select", "pselect6", "epoll_wait", "epoll_pwait", "pause")
 RECEIVES = ("recvfrom", "recvmsg", "read", "accept", "accept4", "connect", "rt_sigtimedwait", "wait4", "waitid")
+READS = ("read", "pread64", "readv", "mmap", "page fault")
 OPENS = ("open", "openat", "openat2", "creat", "unlink", "unlinkat", "mkdir", "statx", "newfstatat")
 DEVICES = "/dev/nvidia"
 STOPPED = ("T", "t")
@@ -194,7 +195,8 @@ def _before_backend(seen: Seen, mapped: Sequence[str], facts: dict[str, Any]) ->
         return "variant"
     if seen.syscall in OPENS and variant is None:
         return "tmpdir"
-    return "storage"
+    waits = (seen.culprit or {}).get("state") == "D" or seen.syscall in (*READS, *OPENS)
+    return "storage" if waits else "mute"
 
 
 def _in_backend(seen: Seen) -> str:

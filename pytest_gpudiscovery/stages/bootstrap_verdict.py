@@ -47,7 +47,7 @@ def judge(given: StageInput, passes: Passes) -> Said:
 def _coverage(passes: Passes, wanted: Expected, lost: list[Facts], covered: bool, own: list[Check]) -> list[Check]:
     gpus = [device for device in passes.kept if device.is_cuda]
     shown = [device.to_json() for device in gpus]
-    if covered:
+    if covered or (gpus and not lost):  # what is wrong with one that is there is a row of its own
         reason = ollama_devices.words(gpus)
         if wanted.gpus is None:
             reason += "; how many there are is not known"
