@@ -6,8 +6,8 @@ One entry:
      "explanation": "...", "next": "dmesg -T | grep -i xid", "action": "safe",
      "explained_by": ["kernel.xid.fatal"], "sources": ["https://..."]}
 `summary`, `explanation` and `next` are str.format templates over the facts given to `finding()`. `rank` orders causes
-inside one stage (smaller is nearer to the root); `explained_by` lists causes (or prefixes ending in ".") that, when
-found as well, make this one their consequence.
+inside one stage (smaller is nearer to the root); `explained_by` lists causes (or prefixes ending in ".", or "*" for
+whatever failed in an earlier stage) that, when found as well, make this one their consequence.
 """
 
 from __future__ import annotations

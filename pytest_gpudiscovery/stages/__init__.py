@@ -19,6 +19,7 @@ BUILT = (
     "closure",
     "load",
     "backend",
+    "bootstrap",
 )
 
 
@@ -37,7 +38,6 @@ def _later(number: int, name: str, title: str, after: tuple[str, ...]) -> StageS
 
 
 LATER = (
-    _later(12, "bootstrap", "Ollama's own discovery child", ("package", "service")),
     _later(13, "serve", "a private ollama serve", ("bootstrap",)),
     _later(14, "upgrade", "candidate against installed", ("bootstrap",)),
 )

@@ -192,8 +192,8 @@ def test_a_second_pass_that_hangs_and_one_that_is_slow() -> None:
     ("version", "expected"),
     [
         ("0.12.4", "uuid"),
-        ("0.12.6", "uuid"),
-        ("0.12.7", "none"),
+        ("0.12.9", "uuid"),
+        ("0.12.10", "none"),
         ("0.13.0", "none"),
         ("0.13.1", "all"),
         ("0.13.2", "uuid"),
