@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_gpudiscovery import profiles, stages, unit_files
-from pytest_gpudiscovery.engine import ANY_PROFILE, PROFILE_STAGE
+from pytest_gpudiscovery.engine import ANY_PROFILE, CANDIDATE_STAGE, PROFILE_STAGE
 from pytest_gpudiscovery.model import to_json
 from pytest_gpudiscovery.options import Settings, UsageProblem
 from pytest_gpudiscovery.stages.spec import RunContext
@@ -43,6 +43,11 @@ def build(settings: Settings, run_dir: str) -> RunContext:
     if profile["profile"] != ANY_PROFILE and settings.until and _before(settings.until, PROFILE_STAGE):
         text = f"{PROFILE_STAGE} asserts it, and --gpu-until={settings.until} ends before that stage"
         raise UsageProblem(f"--gpu-profile={settings.profile}: {text}")
+    if settings.ollama_candidate and settings.until and _before(settings.until, CANDIDATE_STAGE):
+        text = f"{CANDIDATE_STAGE} compares it, and --gpu-until={settings.until} ends before that stage"
+        raise UsageProblem(f"--gpu-ollama-candidate={settings.ollama_candidate}: {text}")
+    if settings.until == CANDIDATE_STAGE and not settings.ollama_candidate:
+        raise UsageProblem(f"--gpu-until={CANDIDATE_STAGE}: expected --gpu-ollama-candidate=PATH with it")
     env = child_environment(os.environ)
     view: Mapping[str, Any] = LIVE
     simulated, ollama = None, settings.ollama
@@ -71,11 +76,12 @@ def build(settings: Settings, run_dir: str) -> RunContext:
         profile=profile,
         simulated=simulated,
         ollama_path=ollama,
+        candidate_path=settings.ollama_candidate,
         allow_busy=settings.allow_busy,
         scale=settings.scale,
         deadlines=dict(settings.stage_timeout),
         run_dir=run_dir,
-        target=settings.until or "",
+        target=settings.until or (CANDIDATE_STAGE if settings.ollama_candidate else ""),
         run_until=time.time() + settings.deadline if settings.deadline is not None else None,
         adopted=adopted,
         host=host(settings.simulate),

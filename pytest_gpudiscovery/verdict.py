@@ -43,7 +43,7 @@ def conclude(engine: Engine, *, started: float, selection: Mapping[str, Any], no
         gpus=_gpus(facts),
         closures=tuple(facts.get("closure", {}).get("closures") or ()),
         fatbins=tuple(facts.get("closure", {}).get("fatbins") or ()),
-        comparison=None,
+        comparison=facts.get("upgrade", {}).get("comparison"),
         stages=stages,
         notes=(*context.notes, *notes),
     )

@@ -252,6 +252,18 @@ def test_no_second_child_touches_a_driver_that_hung() -> None:
     assert outcome(judgement, hung) is Outcome.TIMED_OUT
 
 
+def test_a_child_that_compiled_until_it_was_killed_leaves_the_driver_free() -> None:
+    steps = (Step("ggml_backend_init", 0.1, None),)
+    evidence = {"blocked_in": "running < __cuda_CallJitEntryPoint (libnvidia-ptxjitcompiler.so.1); state R"}
+    spun = {"cuda_v12": result(Ending.TIMED_OUT, steps=steps, evidence=evidence)}
+    asked = backend.plan(context(), prior("cuda_v12", "cuda_v13"), spun)
+    assert asked is not None
+    assert asked[0] == "cuda_v13"
+    judgement = judged({**spun, **both(name="cuda_v13")}, "cuda_v12", "cuda_v13")
+    assert causes(judgement) == {"backend.init.hang": "warned"}
+    assert judgement.stuck is False
+
+
 def test_nothing_that_loads() -> None:
     facts = prior("cuda_v12")
     facts["load"] = record("load", Outcome.PASSED, facts={"loads": []})
