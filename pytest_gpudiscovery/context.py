@@ -144,6 +144,8 @@ def _simulate(
         host = simulate.prepare(simulate.parse(text), os.path.join(run_dir, "simulated"))
     except simulate.SimulationError as error:
         raise UsageProblem(f"--gpu-simulate={text}: {error}") from None
+    # Simulated libraries look for their settings in the directories above them, also where a stage copies them to.
+    Path(run_dir, "sim.conf").symlink_to(Path(host.directory, "sim.conf"))
     return {**env, **host.env}, host.view, host.describe, host.ollama
 
 

@@ -14,7 +14,7 @@ import posixpath
 from collections.abc import Mapping
 from typing import Any
 
-from pytest_gpudiscovery.model import Check, Kind, StageRecord
+from pytest_gpudiscovery.model import Check, Kind, Outcome, StageRecord
 from pytest_gpudiscovery.stages import chain, upgrade_compare
 from pytest_gpudiscovery.stages.identity import mapping, sequence, string
 from pytest_gpudiscovery.stages.looking import look
@@ -43,18 +43,27 @@ def specs() -> list[StageSpec]:
 
 
 def shared(prior: Mapping[str, StageRecord]) -> dict[str, StageRecord]:
-    """Return the records that do not depend on the install."""
-    return {name: prior[name] for name in OF_THE_HOST if name in prior}
+    """Return the records that do not depend on the install; one that was not reached says nothing of the candidate."""
+    return {
+        name: prior[name] for name in OF_THE_HOST if name in prior and prior[name].outcome is not Outcome.NOT_REACHED
+    }
 
 
 def of_candidate(context: RunContext) -> RunContext:
     """Return CONTEXT with the candidate in the place of the installed Ollama."""
-    return dataclasses.replace(context, ollama_path=context.candidate_path)
+    return _at(context, str(context.candidate_path))
 
 
 def in_place(context: RunContext) -> RunContext:
     """Return CONTEXT with the mix of both releases in the place of the installed Ollama."""
-    return dataclasses.replace(context, ollama_path=_mix_directory(context))
+    return _at(context, _mix_directory(context))
+
+
+def _at(context: RunContext, path: str) -> RunContext:
+    view = dict(context.view)
+    if view.get("kind") == "recorded":
+        view["live"] = [path]  # what the caller names by its path lies on this machine
+    return dataclasses.replace(context, ollama_path=path, view=view, target="backend")
 
 
 def _mix_directory(context: RunContext) -> str:
@@ -141,13 +150,24 @@ SPEC = StageSpec(
     number=14,
     name="upgrade",
     title="candidate against installed",
-    after=("service",),
+    after=(),  # also where the installed Ollama is broken, and then most stages before were not reached
     deadline_s=60.0,
     rows=ROWS,
     plan=plan,
     judge=judge,
     touches_driver=True,
-    soft_after=("kernel", "nvml", "driver", "enumeration", "package", "closure", "load", "backend", "bootstrap"),
+    soft_after=(
+        "service",
+        "kernel",
+        "nvml",
+        "driver",
+        "enumeration",
+        "package",
+        "closure",
+        "load",
+        "backend",
+        "bootstrap",
+    ),
     ollama_budget_s=30.0,
     optional=AnyName(),
     turns=turns,

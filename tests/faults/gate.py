@@ -26,7 +26,7 @@ def run_gate(
     text: str,
     *,
     as_nobody: bool = False,
-    until: str = "runtime",
+    until: str | None = "runtime",
     profile: str = "any",
     hangs: bool = False,
     **changes: Any,
