@@ -20,6 +20,7 @@ BUILT = (
     "load",
     "backend",
     "bootstrap",
+    "serve",
 )
 
 
@@ -37,10 +38,7 @@ def _later(number: int, name: str, title: str, after: tuple[str, ...]) -> StageS
     return StageSpec(number, name, title, after, 0.0, (), plan, _no_judgement, built=False)
 
 
-LATER = (
-    _later(13, "serve", "a private ollama serve", ("bootstrap",)),
-    _later(14, "upgrade", "candidate against installed", ("bootstrap",)),
-)
+LATER = (_later(14, "upgrade", "candidate against installed", ("bootstrap",)),)
 NAMES = (*BUILT, *(stage.name for stage in LATER))  # for checking options without importing a stage
 
 

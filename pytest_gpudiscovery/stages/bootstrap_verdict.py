@@ -86,7 +86,7 @@ def _agreement(given: StageInput) -> Check:
 
 def _facts(passes: Passes, wanted: Expected) -> dict[str, Any]:
     facts: dict[str, Any] = {
-        "children": [{key: run.get(key) for key in KEPT} | {"output": run.get("output")} for run in passes.runs],
+        "children": [{key: run.get(key) for key in KEPT} | {"output": _output(run)} for run in passes.runs],
         "devices": [device.to_json() for device in passes.devices],
         "kept": [device.to_json() for device in passes.kept],
         "expected": None if wanted.gpus is None else len(wanted.gpus),
@@ -95,6 +95,12 @@ def _facts(passes: Passes, wanted: Expected) -> dict[str, Any]:
     if any(run.get("stuck") and unsafe(run) for run in passes.runs):
         facts["hung_probe"] = True  # no further child may touch the driver
     return facts
+
+
+def _output(run: Facts) -> str:
+    """Return what a child printed: all that was kept where it gave no answer, the last of it where it did."""
+    text = bootstrap_runner.text(run)
+    return text if run.get("reason") is not None or run.get("status") != 200 else text[-bootstrap_runner.TAIL :]
 
 
 def _summary(passes: Passes, gpus: list[ollama_devices.Device]) -> str:
