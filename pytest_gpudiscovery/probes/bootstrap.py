@@ -10,7 +10,7 @@ import os
 import select
 import time
 
-from pytest_gpudiscovery.probes import private, runner
+from pytest_gpudiscovery.probes import llamaserver, private, runner
 from pytest_gpudiscovery.probes.facts import errno_name
 from pytest_gpudiscovery.probes.guardian import Guardian
 from pytest_gpudiscovery.probes.wire import dumps
@@ -28,7 +28,7 @@ CACHE_LIMIT = 1 << 30  # bytes of a JIT cache that is copied
 
 
 def probe(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
-    """Answer REQUEST["ask"]: "layout", "runner" (one child) or "runners" (several at once)."""
+    """Answer REQUEST["ask"]: "layout", "one" (for one directory) or "several" (at once, as the second pass)."""
     return ASKED[request["ask"]](request, journal)
 
 
@@ -48,13 +48,22 @@ def layout(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
 
 
 def one(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
-    """Run one child. REQUEST: {"binary", "env", "limit_s", "cache": bool}."""
+    """Run one discovery. REQUEST: {"binary", "env", "limit_s", "cache": bool, "dirs", "server" (none for a runner)}."""
     with Guardian() as guardian:
         env = environment(request, journal, guardian)
         try:
-            return runner.run(request["binary"], env, request["limit_s"], journal, guardian)
+            return discover(request, env, journal, guardian, "")
         finally:
             clean(env, journal)
+
+
+def discover(
+    request: dict[str, Any], env: dict[str, str], journal: Journal, guardian: Guardian, prefix: str
+) -> dict[str, Any]:
+    """Discover as REQUEST's Ollama does: by llama-server where one is named, else by the runner."""
+    if request.get("server"):
+        return llamaserver.run(request, env, journal, guardian, prefix=prefix)
+    return runner.run(request["binary"], env, request["limit_s"], journal, guardian, prefix=prefix)
 
 
 def several(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
@@ -95,9 +104,7 @@ def _one_of_them(
     try:
         env = environment({**request, **child}, journal, guardian)
         try:
-            answer = runner.run(
-                request["binary"], env, request["limit_s"], journal, guardian, prefix=f"{child['name']}: "
-            )
+            answer = discover({**request, **child}, env, journal, guardian, f"{child['name']}: ")
         finally:
             clean(env, journal)
         data = dumps(answer).encode()
@@ -179,4 +186,4 @@ def clean(env: dict[str, str], journal: Journal) -> None:
         journal.observe("private", None)
 
 
-ASKED = {"layout": layout, "runner": one, "runners": several}
+ASKED = {"layout": layout, "one": one, "several": several}

@@ -40,7 +40,7 @@ def _later(number: int, name: str, title: str, after: tuple[str, ...]) -> StageS
     return StageSpec(number, name, title, after, 0.0, (), plan, _no_judgement, built=False)
 
 
-LATER = (_later(13, "serve", "a private ollama serve", ("bootstrap",)),)
+LATER: tuple[StageSpec, ...] = ()
 BUILT = tuple(name for name in NAMES if name not in {stage.name for stage in LATER})
 
 

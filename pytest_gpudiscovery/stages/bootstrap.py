@@ -11,9 +11,10 @@ import posixpath
 from collections.abc import Mapping
 from typing import Any
 
-from pytest_gpudiscovery.model import Check, Outcome, StageRecord
+from pytest_gpudiscovery.model import Check, Kind, Outcome, StageRecord
 from pytest_gpudiscovery.stages import bootstrap_passes, bootstrap_verdict, protocol
-from pytest_gpudiscovery.stages.bootstrap_hang import unsafe
+from pytest_gpudiscovery.stages.backend import in_use
+from pytest_gpudiscovery.stages.bootstrap_hang import parts, unsafe
 from pytest_gpudiscovery.stages.identity import mapping, string
 from pytest_gpudiscovery.stages.looking import INJECTED, in_order
 from pytest_gpudiscovery.stages.runtime import AnyName
@@ -23,7 +24,9 @@ from pytest_gpudiscovery.stages.spec import (
     StageInput,
     StageSpec,
     deadline_for,
+    found,
     not_applicable,
+    passed,
     unknown,
 )
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending, Probe
@@ -52,26 +55,39 @@ def plan(
         request = {"ask": "layout", "servers": [f"{place}/llama-server" for place in dict.fromkeys(servers)]}
         return LAYOUT, _probe(context, request, LAYOUT_S)
     how = protocol_of(package, results)
-    if how.era != protocol.RUNNER or any(_stop(result) for result in results.values()):
+    if how.era == protocol.SERVER_ITSELF or any(_stop(result) for result in results.values()):
         return None
     limit = deadline_for(context, SPEC.name, SPEC.deadline_s)
-    common = {"binary": binary, "limit_s": limit, "cache": any(context.env.get(name) for name in EAGER)}
+    common: dict[str, Any] = {"binary": binary, "limit_s": limit, "cache": any(map(context.env.get, EAGER))}
+    if how.era == protocol.LLAMA_SERVER:
+        server = server_of(results)
+        if server.get("executable") is not True or in_use(context, prior):
+            return None
+        common["server"] = server.get("path")
     for directory in protocol.directories(package, context.env, how):
         if directory.name not in results:
             env = {**protocol.environment(how, context.env, package, directory), **LOGGED}
-            return directory.name, _probe(context, {"ask": "runner", "env": env, **common}, limit + LOOK_S)
+            dirs = [path for path in (lib, directory.path) if path]
+            return directory.name, _probe(context, {"ask": "one", "env": env, "dirs": dirs, **common}, limit + LOOK_S)
     children = bootstrap_passes.second(context.env, package, how, results)
     if SECOND in results or not children:
         return None
-    asked = [{"name": child.name, "env": {**child.env, **LOGGED}} for child in children]
-    return SECOND, _probe(context, {"ask": "runners", "children": asked, **common}, limit + LOOK_S)
+    asked = [
+        {"name": child.name, "env": {**child.env, **LOGGED}, "dirs": [path for path in (lib, child.path) if path]}
+        for child in children
+    ]
+    return SECOND, _probe(context, {"ask": "several", "children": asked, **common}, limit + LOOK_S)
+
+
+def server_of(results: Mapping[str, ChildResult]) -> Mapping[str, Any]:
+    """Return where llama-server lies ({"path", "executable"}), {} for nowhere."""
+    seen = results.get(LAYOUT)
+    return mapping(mapping(seen.answer if seen is not None else None).get("server"))
 
 
 def protocol_of(package: Mapping[str, Any], results: Mapping[str, ChildResult]) -> protocol.Protocol:
     """Return how this Ollama discovers, from its version, else from whether llama-server lies beside it."""
-    seen = results.get(LAYOUT)
-    answer = mapping(seen.answer) if seen is not None else {}
-    return protocol.of(package, mapping(answer.get("server")) or None)
+    return protocol.of(package, server_of(results) or None)
 
 
 def _probe(context: RunContext, request: Mapping[str, Any], deadline_s: float) -> Probe:
@@ -83,7 +99,7 @@ def _probe(context: RunContext, request: Mapping[str, Any], deadline_s: float) -
 def _stop(result: ChildResult) -> bool:
     """Whether no further child may be started after RESULT."""
     runs = [mapping(result.answer), *map(mapping, mapping(mapping(result.answer).get("children")).values())]
-    return result.ending is not Ending.ANSWERED or any(run.get("stuck") and unsafe(run) for run in runs)
+    return result.ending is not Ending.ANSWERED or any(unsafe(part) for run in runs for part in parts(run))
 
 
 def turns(_: RunContext, prior: Mapping[str, StageRecord]) -> int:
@@ -103,11 +119,34 @@ def judge(given: StageInput) -> Judgement:
     how = protocol_of(package, given.results)
     if how.era == protocol.SERVER_ITSELF:
         return _nothing(ERA_A)
+    if how.era == protocol.LLAMA_SERVER and (early := _early(given, package)) is not None:
+        return early
     passes = bootstrap_passes.judge(given, package, how)
     said = bootstrap_verdict.judge(given, passes)
-    rows = {check.prerequisite for check in said.checks}
+    checks = list(said.checks)
+    if how.era == protocol.LLAMA_SERVER:
+        checks.append(passed("P66", observed=server_of(given.results).get("path")))
+    rows = {check.prerequisite for check in checks}
     others = [not_applicable(row, f"this Ollama is of era {how.era}") for row in ROWS if row not in rows]
-    return Judgement(in_order([*said.checks, *others]), said.summary, said.facts, outcome=_forced(given, passes, said))
+    return Judgement(in_order([*checks, *others]), said.summary, said.facts, outcome=_forced(given, passes, said))
+
+
+def _early(given: StageInput, package: Mapping[str, Any]) -> Judgement | None:
+    """What keeps llama-server from being started at all: it is not there, or a GPU is in use."""
+    server = server_of(given.results)
+    facts: dict[str, Any] = {"path": server.get("path"), "lib": package.get("lib_dir")}
+    if not server or server.get("executable") is not True:
+        cause = "bootstrap.server.missing" if not server else "bootstrap.server.not_executable"
+        check = found(cause, facts, expected="an executable llama-server", observed=server.get("path"))
+        others = [not_applicable(row, "there is no llama-server to start") for row in ROWS if row != "P66"]
+        return Judgement((check, *others), check.reason, {"children": [], "devices": [], "views": {}})
+    busy = in_use(given.context, given.prior)
+    if not busy:
+        return None
+    pids = ", ".join(str(pid) for own in busy.values() for pid in own)
+    reason = f"GPU in use by PID {pids}: llama-server would make a context on it (--gpu-allow-busy)"
+    rows = [unknown(row, reason, Kind.RISK if row in ("P69", "P94", "P95") else Kind.BLOCKING) for row in ROWS[1:]]
+    return Judgement((passed("P66", observed=server.get("path")), *rows), reason, {"children": [], "views": {}})
 
 
 def _nothing(reason: str) -> Judgement:
@@ -124,14 +163,15 @@ def _forced(given: StageInput, passes: bootstrap_passes.Passes, said: bootstrap_
             return Outcome.UNKILLABLE
         if result.ending is Ending.TIMED_OUT and not said.covered:
             return Outcome.TIMED_OUT
-    if any(run.get("dead") is False for run in passes.runs):
+    ended = [part for run in passes.runs for part in parts(run)]
+    if any(part.get("dead") is False for part in ended):
         return Outcome.UNKILLABLE
     if said.covered:
         return None
-    if any(run.get("reason") in ("timeout", "stranger") for run in passes.runs):
+    if any(part.get("reason") in ("timeout", "stranger") for part in ended):
         return Outcome.TIMED_OUT
-    ended = [run.get("exit") for run in passes.runs if run.get("reason") == "exited"]
-    return Outcome.CRASHED if any(isinstance(code, int) and (code < 0 or code == 2) for code in ended) else None
+    codes = [part.get("exit") for part in ended if part.get("reason") == "exited"]
+    return Outcome.CRASHED if any(isinstance(code, int) and (code < 0 or code == 2) for code in codes) else None
 
 
 SPEC = StageSpec(

@@ -129,10 +129,18 @@ def _activity(stuck: Facts, culprit: dict[str, Any] | None) -> str:
     return str(evidence.activity(*samples)["verdict"])
 
 
+def parts(run: Facts) -> list[Facts]:
+    """Return the processes of RUN: the runner itself, or the three of era C."""
+    mine = [mapping(run.get(key)) for key in ("start", "list", "native")]
+    return [part for part in (run, *mine) if part]
+
+
 def unsafe(run: Facts) -> bool:
     """Whether no further child may touch the driver after RUN: it does not die, or was in the driver's kernel half."""
     if run.get("dead") is False:
         return True
+    if not run.get("stuck"):
+        return False
     seen = read(mapping(run.get("stuck")))
     return any(thread["state"] == "D" for thread in seen.threads) or DEVICES in seen.target
 
@@ -170,6 +178,8 @@ def _where(run: Facts, stuck: Facts, seen: Seen, binary: str, preloaded: Sequenc
     if stuck.get("listens") is True and run.get("connected") is None:
         return "loopback"
     mapped = [posixpath.basename(path) for path in seen.libraries]
+    if stuck.get("listens") is None and any(name in seen.frames for name in preloaded):
+        return _before_listening(seen, preloaded, facts)  # llama-server, which nobody asks over a port
     if seen.libraries and not any(name.startswith(BACKEND) for name in mapped):
         return _before_backend(seen, mapped, facts)
     return _in_backend(seen)

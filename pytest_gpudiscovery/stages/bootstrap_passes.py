@@ -1,13 +1,20 @@
-"""The two passes of era B: which children the second one starts, and what each child's answer means. Pure."""
+"""The two passes of eras B and C: which children the second one starts, and what each child's answer means. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pytest_gpudiscovery.model import Check
-from pytest_gpudiscovery.stages import bootstrap_runner, identity, ollama_devices, protocol, second_pass
+from pytest_gpudiscovery.stages import (
+    bootstrap_runner,
+    bootstrap_server,
+    identity,
+    ollama_devices,
+    protocol,
+    second_pass,
+)
 from pytest_gpudiscovery.stages.identity import mapping, objects
 from pytest_gpudiscovery.stages.ollama_devices import Device
 from pytest_gpudiscovery.stages.protocol import Directory, Protocol
@@ -28,6 +35,7 @@ class Child:
     name: str
     index: int
     env: Mapping[str, str]
+    path: str | None  # of the GPU directory
 
 
 @dataclass(frozen=True)
@@ -51,9 +59,16 @@ def first(results: Mapping[str, ChildResult], asked: list[Directory]) -> dict[st
     return found_in
 
 
-def devices_of(runs: Mapping[str, Facts]) -> list[Device]:
+def devices_of(runs: Mapping[str, Facts], how: Protocol) -> list[Device]:
     """Return the devices of the first pass, directory by directory."""
-    return [device for name, run in runs.items() for device in ollama_devices.of_info(name, run.get("devices"))]
+    return [device for name, run in runs.items() for device in devices_in(name, run, how)]
+
+
+def devices_in(name: str, run: Facts, how: Protocol) -> list[Device]:
+    """Return the devices that one child for directory NAME showed."""
+    if how.era == protocol.LLAMA_SERVER:
+        return bootstrap_server.devices(name, run, how)
+    return ollama_devices.of_info(name, run.get("devices"))
 
 
 def second(env: Mapping[str, str], package: Facts, how: Protocol, results: Mapping[str, ChildResult]) -> list[Child]:
@@ -64,7 +79,7 @@ def second(env: Mapping[str, str], package: Facts, how: Protocol, results: Mappi
     asked = protocol.directories(package, env, how)
     by_name = {directory.name: directory for directory in asked}
     children = []
-    for index, device in enumerate(devices_of(first(results, asked))):
+    for index, device in enumerate(devices_of(first(results, asked), how)):
         variable = VISIBLE.get(device.library)
         if variable is None or (device.is_cuda and how.second == second_pass.NONE):
             continue
@@ -72,7 +87,8 @@ def second(env: Mapping[str, str], package: Facts, how: Protocol, results: Mappi
         if not (device.is_cuda and how.second == second_pass.ALL):
             extra[variable] = device.id
         child_env = protocol.environment(how, env, package, by_name[device.directory], extra)
-        children.append(Child(f"{device.directory} {device.id or index}", index, child_env))
+        name = f"{device.directory} {device.id or index}"
+        children.append(Child(name, index, child_env, by_name[device.directory].path))
     return children
 
 
@@ -91,9 +107,8 @@ def judge(given: StageInput, package: Facts, how: Protocol) -> Passes:
             continue
         run = _whole(given.results[directory.name], runs[directory.name])
         runs[directory.name] = run
-        own = bootstrap_runner.judge(subject, run, binary, preloaded, protocol.FIRST_PASS_S)
-        checks[directory.name] = [*own, *_devices(directory, run, subject)]
-    devices = devices_of(runs)
+        checks[directory.name] = _first(directory, run, how, binary, preloaded)
+    devices = devices_of(runs, how)
     later, validated = _second(given, package, how, devices, binary, preloaded)
     for name, own in later.items():
         checks[name] = [*checks[name], *own]
@@ -101,6 +116,24 @@ def judge(given: StageInput, package: Facts, how: Protocol) -> Passes:
     every = [run for run in (*runs.values(), *map(mapping, again.values())) if run]
     kept = ollama_devices.kept(devices, validated)
     return Passes(tuple(asked), tuple(every), tuple(devices), tuple(kept), checks, _said(runs))
+
+
+def _first(directory: Directory, run: Facts, how: Protocol, binary: str, preloaded: list[str]) -> list[Check]:
+    """Judge the first child of DIRECTORY: its end, its time, its devices."""
+    if how.era == protocol.LLAMA_SERVER:
+        own = bootstrap_server.judge(directory, run, how, binary, preloaded, protocol.FIRST_PASS_S)
+        answered = bootstrap_server.failed(run, preloaded) is None
+        dropped = any(check.finding and check.finding.cause == "bootstrap.floor" for check in own)
+        why = bootstrap_server.why_none
+    else:
+        own = bootstrap_runner.judge(f"dir:{directory.name}", run, binary, preloaded, protocol.FIRST_PASS_S)
+        answered, dropped, why = isinstance(run.get("devices"), list), False, _why_none
+    if not answered or not directory.is_cuda:
+        return own
+    found_in = devices_in(directory.name, run, how)
+    if dropped and not found_in:
+        return own  # that has been said
+    return [*own, *_devices(directory, run, found_in, why)]
 
 
 def _whole(result: ChildResult, run: Facts) -> Facts:
@@ -118,20 +151,19 @@ def _preloaded(given: StageInput) -> list[str]:
     return list(dict.fromkeys(name.rpartition("/")[2] for name in named if name))
 
 
-def _devices(directory: Directory, run: Facts, subject: str) -> list[Check]:
+def _devices(
+    directory: Directory,
+    run: Facts,
+    devices: list[Device],
+    why: Callable[[Directory, Facts], tuple[str, dict[str, Any]]],
+) -> list[Check]:
     """Judge what the first child of DIRECTORY shows: any device at all, and sane ones (P92)."""
-    answered = run.get("devices")
-    if not isinstance(answered, list) or not directory.is_cuda:
-        return []
-    devices = ollama_devices.of_info(directory.name, answered)
-    output = bootstrap_runner.text(run)
+    subject = f"dir:{directory.name}"
     facts: dict[str, Any] = {"directory": directory.name, "said": bootstrap_runner.said(run)}
     if not any(device.is_cuda for device in devices):
-        cause = "bootstrap.no_device" if LOADED in output else "bootstrap.not_loaded"
-        if INIT_FAILED in output:
-            cause = "bootstrap.cuda_failed"
-            facts["error"] = output.partition(INIT_FAILED)[2].partition("\n")[0].lstrip(": ").strip()
-        evidence = {"output": output[-bootstrap_runner.TAIL :]}
+        cause, facts = why(directory, run)
+        last = run if run.get("output") else mapping(run.get("list"))
+        evidence = {"output": bootstrap_runner.text(last)[-bootstrap_runner.TAIL :]}
         return [found(cause, facts, subject=subject, expected="a CUDA device", observed=0, evidence=evidence)]
     for device in devices:
         kind = ollama_devices.problem(device)
@@ -140,6 +172,16 @@ def _devices(directory: Directory, run: Facts, subject: str) -> list[Check]:
             cause = f"bootstrap.device.{kind}"
             return [found(cause, {**facts, **seen}, subject=subject, observed=seen[kind])]
     return [passed("P92", subject=subject, observed=[device.to_json() for device in devices])]
+
+
+def _why_none(directory: Directory, run: Facts) -> tuple[str, dict[str, Any]]:
+    """Return (cause, facts) where a runner answered and shows no CUDA device."""
+    output = bootstrap_runner.text(run)
+    facts: dict[str, Any] = {"directory": directory.name, "said": bootstrap_runner.said(run)}
+    if INIT_FAILED in output:
+        facts["error"] = output.partition(INIT_FAILED)[2].partition("\n")[0].lstrip(": ").strip()
+        return "bootstrap.cuda_failed", facts
+    return ("bootstrap.no_device" if LOADED in output else "bootstrap.not_loaded"), facts
 
 
 def _second(
@@ -159,7 +201,7 @@ def _second(
         if why is not None or (not run and result is not None and isinstance(result.answer, dict)):
             checks[device.directory].append(unknown("P93", why or "the answer lacks this device", subject=subject))
             continue
-        check = _validated(device, child, run, result, subject, binary, preloaded)
+        check = _validated(device, child, run, result, how, subject, binary, preloaded)
         checks[device.directory].append(check)
         if check.finding is None:
             validated.append(index)
@@ -175,32 +217,38 @@ def _validated(
     child: Child,
     run: Facts,
     result: ChildResult | None,
+    how: Protocol,
     subject: str,
     binary: str,
     preloaded: list[str],
 ) -> Check:
     """Judge P93 for DEVICE: its own child answered in time, and with at least one device."""
     facts: dict[str, Any] = {"device": device.name, "directory": device.directory, "id": device.id}
-    facts |= {"said": bootstrap_runner.said(run), "variables": _variables(child.env)}
-    evidence = {"output": bootstrap_runner.text(run)[-bootstrap_runner.TAIL :], "argv": run.get("argv")}
+    last = run if how.era == protocol.RUNNER else mapping(run.get("list")) or mapping(run.get("start"))
+    facts |= {"said": bootstrap_runner.said(last), "variables": _variables(child.env)}
+    evidence = {"output": bootstrap_runner.text(last)[-bootstrap_runner.TAIL :], "argv": last.get("argv")}
     if not run and result is not None:
         facts |= {"why": "the probe was ended by its deadline", "cause": "none"}
         return found("bootstrap.second.failed", facts, subject=subject, evidence=evidence)
-    bad = bootstrap_runner.failed(run, binary, preloaded, protocol.SECOND_PASS_S)
+    if how.era == protocol.LLAMA_SERVER:
+        bad = bootstrap_server.failed(run, preloaded)
+    else:
+        bad = bootstrap_runner.failed(run, binary, preloaded, protocol.SECOND_PASS_S)
     if bad is not None:
         cause, more = bad
         facts |= {**more, "why": WHY.get(cause.rpartition(".")[0], WHY.get(cause, cause)), "cause": cause}
-        hung = cause.startswith("bootstrap.hang.")
+        hung = cause.startswith("bootstrap.hang.") or cause.endswith(".hang")
         return found(
             "bootstrap.second.hang" if hung else "bootstrap.second.failed", facts, subject=subject, evidence=evidence
         )
-    if not ollama_devices.of_info(device.directory, run.get("devices")):
+    if not devices_in(device.directory, run, how):
         return found("bootstrap.second.none", facts, subject=subject, observed=0, evidence=evidence)
     return passed("P93", subject=subject, reason=f"{run.get('seconds')} s", observed=run.get("seconds"))
 
 
 WHY = {
     "bootstrap.exit": "it ended before it answered",
+    "bootstrap.list": "llama-server --list-devices failed",
     "bootstrap.http": "it answered an error",
     "bootstrap.hang": "it did not answer in time",
     "bootstrap.spawn": "it could not be started",
@@ -213,5 +261,6 @@ def _variables(env: Mapping[str, str]) -> str:
 
 
 def _said(runs: Mapping[str, Facts]) -> str:
-    lines = [bootstrap_runner.said(run) for run in runs.values() if run]
+    ended = [one for run in runs.values() for one in (run, *map(mapping, (run.get("list"), run.get("start")))) if one]
+    lines = [bootstrap_runner.said(run) for run in ended]
     return next((line for line in lines if line != "nothing"), "nothing")

@@ -8,7 +8,7 @@ from typing import Any
 
 from pytest_gpudiscovery.model import Check, CheckOutcome, Kind
 from pytest_gpudiscovery.stages import bootstrap_runner, closure, ollama_devices
-from pytest_gpudiscovery.stages.bootstrap_hang import unsafe
+from pytest_gpudiscovery.stages.bootstrap_hang import parts, unsafe
 from pytest_gpudiscovery.stages.bootstrap_passes import Passes
 from pytest_gpudiscovery.stages.ollama_devices import Expected
 from pytest_gpudiscovery.stages.spec import StageInput, found, passed, unknown
@@ -86,15 +86,23 @@ def _agreement(given: StageInput) -> Check:
 
 def _facts(passes: Passes, wanted: Expected) -> dict[str, Any]:
     facts: dict[str, Any] = {
-        "children": [{key: run.get(key) for key in KEPT} | {"output": run.get("output")} for run in passes.runs],
+        "children": [{key: run.get(key) for key in KEPT} | {"output": _output(run)} for run in passes.runs],
         "devices": [device.to_json() for device in passes.devices],
         "kept": [device.to_json() for device in passes.kept],
         "expected": None if wanted.gpus is None else len(wanted.gpus),
         "views": ollama_devices.views(passes.kept),
     }
-    if any(run.get("stuck") and unsafe(run) for run in passes.runs):
+    if any(unsafe(part) for run in passes.runs for part in parts(run)):
         facts["hung_probe"] = True  # no further child may touch the driver
     return facts
+
+
+def _output(run: Facts) -> str:
+    """Return what a child printed: all that was kept where it gave no answer, the last of it where it did."""
+    processes = parts(run)
+    text = "\n".join(one for one in map(bootstrap_runner.text, processes) if one)
+    good = run.get("status") == 200 or [part.get("exit") for part in processes[2:]] == [0, 0]
+    return text[-bootstrap_runner.TAIL :] if good else text
 
 
 def _summary(passes: Passes, gpus: list[ollama_devices.Device]) -> str:

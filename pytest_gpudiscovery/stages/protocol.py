@@ -14,7 +14,7 @@ from typing import Any
 
 from pytest_gpudiscovery.stages import second_pass
 from pytest_gpudiscovery.stages.closure import kept
-from pytest_gpudiscovery.stages.identity import mapping, objects, string
+from pytest_gpudiscovery.stages.identity import objects, string
 
 SERVER_ITSELF, RUNNER, LLAMA_SERVER = "A", "B", "C"
 FIRST_PASS_S = 30.0  # for each directory: v0.16.3:discover/runner.go:85-114, v0.32.15:89-116
@@ -114,7 +114,8 @@ def environment(
     """Return the environment of the child for DIRECTORY; EXTRA is what the second pass adds.
 
     Era B sets OLLAMA_LIBRARY_PATH; 0.12.4 to 0.12.6 add lib/ollama/rocm to LD_LIBRARY_PATH where there is one. Era C
-    leaves out what stands twice in LD_LIBRARY_PATH, and names the backend in GGML_BACKEND_PATH.
+    leaves out what stands twice in LD_LIBRARY_PATH; it also names a backend in GGML_BACKEND_PATH, which the probe looks
+    for in the directory itself.
     """
     lib = string(package.get("lib_dir")) or posixpath.dirname(directory.path or "")
     own = [lib] if directory.path is None else [lib, directory.path]
@@ -123,9 +124,6 @@ def environment(
     if protocol.era == LLAMA_SERVER:
         # v0.32.15:llm/llama_server.go:445-522
         found["LD_LIBRARY_PATH"] = ":".join(dict.fromkeys(entry for entry in (*own, *rest) if entry))
-        backend = string(mapping(package.get("backend_path")).get(directory.name)) or directory.backend
-        if backend is not None and directory.path is not None:
-            found["GGML_BACKEND_PATH"] = backend
         return found
     if protocol.number is not None and protocol.number < SHARED_START:
         # v0.12.4:discover/runner.go:438-446

@@ -30,7 +30,7 @@ from pytest_gpudiscovery.stages.spec import (
 )
 from pytest_gpudiscovery.supervise.types import ChildResult, Probe
 
-ROWS = ("P96", "P97", "P98", "P99")
+ROWS = ("P98", "P99", "P100", "P101")
 OF_THE_HOST = ("service", "loopback", "kernel", "nvml", "driver", "enumeration")
 OF_AN_INSTALL = ("package", "closure", "load", "backend", "bootstrap")
 CANDIDATE, MIX, IN_PLACE = "candidate", "mix", "in place"
@@ -138,7 +138,7 @@ def judge(given: StageInput) -> Judgement:
 
 
 def _kind(row: str) -> Kind:
-    return Kind.BLOCKING if row == "P96" else Kind.RISK
+    return Kind.BLOCKING if row == "P98" else Kind.RISK
 
 
 def name_of(path: str) -> str:

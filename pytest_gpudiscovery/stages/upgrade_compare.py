@@ -130,9 +130,9 @@ def _reason(records: Sequence[StageRecord]) -> Finding | None:
 
 
 def _gpus(old: Side, new: Side) -> Check:
-    """Judge P96: the candidate keeps every GPU that the installed Ollama keeps, and at least one."""
+    """Judge P98: the candidate keeps every GPU that the installed Ollama keeps, and at least one."""
     if new.gpus is None and new.reason is None:
-        return unknown("P96", "the candidate's own discovery could not be asked", subject=SUBJECT)
+        return unknown("P98", "the candidate's own discovery could not be asked", subject=SUBJECT)
     mine = new.gpus or ()
     lost = [gpu for gpu in old.gpus or () if not any(_same(gpu, other) for other in mine)]
     reason = new.reason
@@ -157,13 +157,13 @@ def _gpus(old: Side, new: Side) -> Check:
         return found(
             "upgrade.some_gpus", facts, subject=SUBJECT, expected=expected, observed=observed, evidence=evidence
         )
-    return passed("P96", subject=SUBJECT, reason=f"{len(mine)} GPU(s) kept", observed=observed)
+    return passed("P98", subject=SUBJECT, reason=f"{len(mine)} GPU(s) kept", observed=observed)
 
 
 def _in_place(new: Side, mix: Side | None, stale: list[str]) -> Check:
-    """Judge P97: what unpacking over the installed release leaves does not get in the way."""
+    """Judge P99: what unpacking over the installed release leaves does not get in the way."""
     if mix is None:
-        return passed("P97", Kind.RISK, subject=SUBJECT, reason="nothing of the installed release would be left")
+        return passed("P99", Kind.RISK, subject=SUBJECT, reason="nothing of the installed release would be left")
     lost = [gpu for gpu in new.gpus or () if not any(_same(gpu, other) for other in mix.gpus or ())]
     facts = {
         "version": new.version,
@@ -175,11 +175,11 @@ def _in_place(new: Side, mix: Side | None, stale: list[str]) -> Check:
     if lost or (mix.reason is not None and new.reason is None):
         return found("upgrade.in_place", facts, subject=SUBJECT, observed=stale)
     reason = f"{len(stale)} file(s) of the installed release would be left and change nothing"
-    return passed("P97", Kind.RISK, subject=SUBJECT, reason=reason, observed=stale[:STALE_SHOWN])
+    return passed("P99", Kind.RISK, subject=SUBJECT, reason=reason, observed=stale[:STALE_SHOWN])
 
 
 def _variables(env: Mapping[str, str], old: Side, new: Side) -> list[Check]:
-    """Judge P98: variables that the service sets and that mean something else for the candidate."""
+    """Judge P100: variables that the service sets and that mean something else for the candidate."""
     changed = [
         entry
         for entry in meanings()
@@ -189,7 +189,7 @@ def _variables(env: Mapping[str, str], old: Side, new: Side) -> list[Check]:
         found("upgrade.variable", {**entry, "value": env[entry["name"]]}, subject=SUBJECT, observed=entry["name"])
         for entry in changed
     ]
-    return checks or [passed("P98", Kind.RISK, subject=SUBJECT)]
+    return checks or [passed("P100", Kind.RISK, subject=SUBJECT)]
 
 
 @functools.cache
@@ -200,14 +200,14 @@ def meanings() -> list[dict[str, str]]:
 
 
 def _time(old: Side, new: Side) -> Check:
-    """Judge P99: how long the candidate's discovery takes beside the installed one's."""
+    """Judge P101: how long the candidate's discovery takes beside the installed one's."""
     if new.seconds is None:
-        return unknown("P99", "the candidate's discovery was not timed", Kind.RISK, subject=SUBJECT)
+        return unknown("P101", "the candidate's discovery was not timed", Kind.RISK, subject=SUBJECT)
     facts = {"seconds": new.seconds, "before": old.seconds or 0.0, "version": new.version}
     if new.seconds > SLOW_S and (old.seconds is None or new.seconds > SLOWER * old.seconds):
         return found("upgrade.slower", facts, subject=SUBJECT, expected=old.seconds, observed=new.seconds)
     before = "" if old.seconds is None else f", installed {old.seconds:.2f} s"
-    return passed("P99", Kind.RISK, subject=SUBJECT, reason=f"{new.seconds:.2f} s{before}", observed=new.seconds)
+    return passed("P101", Kind.RISK, subject=SUBJECT, reason=f"{new.seconds:.2f} s{before}", observed=new.seconds)
 
 
 # --- what else changes -----------------------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ def test_a_candidate_that_was_not_asked_is_no_green() -> None:
     new = install("0.24.0", "B", GPU)
     new["bootstrap"] = record("bootstrap", Outcome.NOT_REACHED, facts={})
     said = compared(install("0.16.3", "B"), new)
-    (row,) = [check for check in said.checks if check.prerequisite == "P96"]
+    (row,) = [check for check in said.checks if check.prerequisite == "P98"]
     assert row.outcome is CheckOutcome.UNKNOWN
     assert said.sentence == "cannot tell whether 0.24.0 keeps the GPUs"
 
