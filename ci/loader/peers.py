@@ -123,7 +123,10 @@ def ask(tool: Tool, case: Case) -> Said | None:
     words = [env if word == "{env}" else word for word in tool.words]
     inside = replace(case, env={} if tool.late else case.env)
     inside = replace(inside, env={**inside.env, "PATH": os.environ["PATH"]})
-    status, output, errors = run_case(inside, [*words, case.library], SECONDS)
+    try:
+        status, output, errors = run_case(inside, [*words, case.library], SECONDS)
+    except PermissionError as problem:
+        raise SystemExit(f"{problem.filename} cannot be run by the user of a case: use --python") from None
     if status is None or status < 0:
         return None
     return tool.read(output + errors if tool.read is _ldd else output, status)
