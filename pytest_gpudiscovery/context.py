@@ -125,9 +125,8 @@ def load(run_dir: str) -> RunContext:
     if identity is not None:
         identity = Identity(**{**identity, "groups": tuple(identity["groups"])})
     limits = {name: tuple(pair) for name, pair in setup.pop("limits").items()}
-    return RunContext(
-        **{**data, "setup": Setup(identity=identity, limits=limits, **setup), "notes": tuple(data["notes"])}
-    )
+    data |= {"notes": tuple(data["notes"]), "hints": tuple((source, path) for source, path in data["hints"])}
+    return RunContext(**{**data, "setup": Setup(identity=identity, limits=limits, **setup)})
 
 
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
