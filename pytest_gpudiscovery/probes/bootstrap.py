@@ -33,8 +33,15 @@ def probe(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
 
 
 def layout(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
-    """Return {"server": {"path", "executable", "errno"}} of REQUEST["servers"], the places of llama-server in turn."""
+    """Return {"server": {"path", "executable"} or None, "newer", "tried"}: llama-server in one of REQUEST["servers"].
+
+    `newer`: REQUEST["lib"] has libraries of llama.cpp, which only 0.30 and later have.
+    """
     tried = []
+    try:
+        newer = any(name.startswith(("libllama", "libggml.so")) for name in os.listdir(request["lib"]))
+    except OSError:
+        newer = False
     with journal.step("look for llama-server") as step:
         for path in request["servers"]:
             try:
@@ -43,8 +50,9 @@ def layout(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
                 tried.append({"path": path, "errno": errno_name(error)})
                 continue
             step.result = path
-            return {"server": {"path": path, "executable": os.access(path, os.X_OK)}, "tried": tried}
-    return {"server": None, "tried": tried}
+            found = {"path": path, "executable": os.access(path, os.X_OK)}
+            return {"server": found, "newer": newer, "tried": tried}
+    return {"server": None, "newer": newer, "tried": tried}
 
 
 def one(request: dict[str, Any], journal: Journal) -> dict[str, Any]:

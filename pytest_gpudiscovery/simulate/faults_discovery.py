@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from pytest_gpudiscovery.simulate import changes as c
 from pytest_gpudiscovery.simulate import changes_ollama as o
 from pytest_gpudiscovery.simulate.errors import SimulationError
-from pytest_gpudiscovery.simulate.fault import OLLAMA, Fault, answers
+from pytest_gpudiscovery.simulate.fault import OLLAMA, Fault, answers, library
+from pytest_gpudiscovery.simulate.ollama import LIB
 from pytest_gpudiscovery.simulate.world import World
 
 RUNNERS = "h100-ollama or h100x2-ollama"
@@ -14,7 +17,7 @@ SERVERS = "h100-ollama-c"
 
 def faults() -> list[Fault]:
     """Return the faults of this table."""
-    return [*_runner(), *_serve()]
+    return [*_runner(), *_server(), *_serve()]
 
 
 def _of(layout: str, hosts: str) -> c.Change:
@@ -50,6 +53,55 @@ def _runner() -> list[Fault]:
         fault("compute", "shows compute capability VALUE", c.conf(ollama__info__compute="{value}"), value="0.0"),
         fault("pci", "shows PCI id VALUE", c.conf(ollama__info__pci="{value}"), value="99fff950:99fff9"),
     ]
+
+
+def _server() -> list[Fault]:
+    def fault(name: str, text: str, *changes: c.Change, value: str | None = None) -> Fault:
+        return answers(name, text, _of("c", SERVERS), *changes, value=value, needs=OLLAMA)
+
+    return [
+        library("server.missing", "lib/ollama has no llama-server", _of("c", SERVERS), _no_server, needs=OLLAMA),
+        library(
+            "server.not_executable",
+            "llama-server has mode 0644 (root may execute no such file either)",
+            _of("c", SERVERS),
+            _server_mode,
+            needs=OLLAMA,
+        ),
+        fault("server.start.pause", "llama-server prints nothing for ever", c.act("llama.start", "hang pause")),
+        fault("server.info.pause", "llama-server hangs before system_info", c.act("llama.info", "hang pause")),
+        fault(
+            "server.info.exit",
+            "llama-server ends before system_info, status VALUE",
+            c.act("llama.info", "_exit {value}"),
+            value="1",
+        ),
+        fault("server.list.pause", "llama-server --list-devices never ends", c.act("llama.list", "hang pause")),
+        fault(
+            "server.list.exit",
+            "llama-server --list-devices ends with status VALUE",
+            c.act("llama.list", "_exit {value}"),
+            value="1",
+        ),
+        fault("server.list.abort", "llama-server --list-devices aborts", c.act("llama.list", "abort")),
+        fault("server.list.none", "llama-server --list-devices lists no device", c.conf(llama__none="1")),
+        fault("native.pause", "ollama gpu-discover never ends", c.act("ollama.probe", "hang pause")),
+        fault(
+            "native.exit",
+            "ollama gpu-discover ends with status VALUE",
+            c.act("ollama.probe", "_exit {value}"),
+            value="1",
+        ),
+    ]
+
+
+def _no_server(world: World, _: str) -> None:
+    del world.files[f"{LIB}/llama-server"]
+
+
+def _server_mode(world: World, _: str) -> None:
+    path = f"{LIB}/llama-server"
+    world.files[path] = dataclasses.replace(world.files[path], mode=0o644)
 
 
 def _serve() -> list[Fault]:

@@ -16,6 +16,7 @@ OLLAMA = (
     "ollama_ggml.c",
     "ollama_spawn.c",
     "ollama_bootstrap.c",
+    "ollama_bootstrap_c.c",
     "ollama_probe.c",
     "ollama_serve.c",
     "golog.c",

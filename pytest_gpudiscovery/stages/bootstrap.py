@@ -52,7 +52,11 @@ def plan(
     if LAYOUT not in results:
         here = posixpath.dirname(binary)
         servers = [lib, posixpath.normpath(f"{here}/../lib/ollama"), f"{here}/build/lib/ollama"]
-        request = {"ask": "layout", "servers": [f"{place}/llama-server" for place in dict.fromkeys(servers)]}
+        request = {
+            "ask": "layout",
+            "lib": lib,
+            "servers": [f"{place}/llama-server" for place in dict.fromkeys(servers)],
+        }
         return LAYOUT, _probe(context, request, LAYOUT_S)
     how = protocol_of(package, results)
     if how.era == protocol.SERVER_ITSELF or any(_stop(result) for result in results.values()):
@@ -87,7 +91,9 @@ def server_of(results: Mapping[str, ChildResult]) -> Mapping[str, Any]:
 
 def protocol_of(package: Mapping[str, Any], results: Mapping[str, ChildResult]) -> protocol.Protocol:
     """Return how this Ollama discovers, from its version, else from whether llama-server lies beside it."""
-    return protocol.of(package, server_of(results) or None)
+    seen = results.get(LAYOUT)
+    newer = mapping(seen.answer if seen is not None else None).get("newer")
+    return protocol.of(package, newer=bool(server_of(results)) or newer is True)
 
 
 def _probe(context: RunContext, request: Mapping[str, Any], deadline_s: float) -> Probe:

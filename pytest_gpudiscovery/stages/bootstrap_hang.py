@@ -181,7 +181,7 @@ def _where(run: Facts, stuck: Facts, seen: Seen, binary: str, preloaded: Sequenc
     if stuck.get("listens") is None and any(name in seen.frames for name in preloaded):
         return _before_listening(seen, preloaded, facts)  # llama-server, which nobody asks over a port
     if seen.libraries and not any(name.startswith(BACKEND) for name in mapped):
-        return _before_backend(seen, mapped, facts)
+        return _before_backend(seen, mapped, facts, asked=stuck.get("listens") is True)
     return _in_backend(seen)
 
 
@@ -198,13 +198,15 @@ def _before_listening(seen: Seen, preloaded: Sequence[str], facts: dict[str, Any
     return "start"
 
 
-def _before_backend(seen: Seen, mapped: Sequence[str], facts: dict[str, Any]) -> str:
+def _before_backend(seen: Seen, mapped: Sequence[str], facts: dict[str, Any], *, asked: bool) -> str:
     variant = next((name for name in (*seen.frames, *mapped) if name.startswith(VARIANT)), None)
     if variant is not None and (variant in seen.frames or (seen.culprit or {}).get("state") != "D"):
         facts["object"] = variant
         return "variant"
     if seen.syscall in OPENS and variant is None:
         return "tmpdir"
+    if not asked:
+        return "early"
     waits = (seen.culprit or {}).get("state") == "D" or seen.syscall in (*READS, *OPENS)
     return "storage" if waits else "mute"
 

@@ -37,7 +37,7 @@ TELLING = (
     "failed to load",
     "rror",
 )
-STAMP = re.compile(r"^time=\S+ level=\S+ source=\S+ msg=")
+STAMP = re.compile(r"^(?:time=\S+ level=\S+ source=\S+ msg=|\d+\.\d+\.\d+\.\d+ [A-Z] +)")
 
 
 def ending(result: ChildResult | None, run: Facts) -> str | None:

@@ -171,7 +171,12 @@ def _stuck(step: Facts, program: str, preloaded: Sequence[str]) -> dict[str, Any
     """Return where a process of STEP hangs, in the words of the cause that a runner would have had."""
     name, facts = bootstrap_hang.cause({**step, "connected": 0.0}, program, preloaded)
     worded = catalogue.finding(f"bootstrap.hang.{name}", {**facts, "subject": "it", "limit_s": 0.0})
-    return {**facts, "what": worded.summary.removeprefix("it: "), "class": name}
+    return {**facts, "what": _verb(worded.summary), "class": name}
+
+
+def _verb(summary: str) -> str:
+    """Return "waits in poll" of "it: Ollama's child waits in poll"."""
+    return summary.removeprefix("it: ").removeprefix("Ollama's child ").removeprefix("preloaded ")
 
 
 def judge(

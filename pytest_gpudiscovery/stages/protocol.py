@@ -51,15 +51,15 @@ def numbers(version: str | None) -> tuple[int, int, int] | None:
     return found if found != (0, 0, 0) else None
 
 
-def of(package: Mapping[str, Any], server: Mapping[str, Any] | None) -> Protocol:
-    """Return the protocol of the install that stage 01 found; SERVER is where llama-server lies, None for nowhere."""
+def of(package: Mapping[str, Any], *, newer: bool) -> Protocol:
+    """Return the protocol of the install that stage 01 found; NEWER: files that only 0.30 and later have lie there."""
     version = string(package.get("version"))
     number = numbers(version)
     era = string(package.get("era"))
     if era is None and number is not None:
         era = SERVER_ITSELF if number < (0, 12, 4) else RUNNER if number < (0, 30, 0) else LLAMA_SERVER
     if era is None:
-        era = LLAMA_SERVER if server else RUNNER
+        era = LLAMA_SERVER if newer else RUNNER
     if number is None:
         return Protocol(era, None, second_pass.INDEX if era == LLAMA_SERVER else second_pass.UUID)
     return Protocol(era, number, second_pass.filter_of(version))

@@ -74,7 +74,7 @@ static size_t directories(char names[][OLLAMA_PATH])
             if (!strcmp(strrchr(names[index], '/') + 1, wanted))
                 memmove(names[kept++], names[index], OLLAMA_PATH);
             else
-                go_log(GO_DEBUG, "runner.go:98", "skipping available library at user's request", "requested", wanted,
+                go_log(GO_DEBUG, line("runner.go:98", "runner.go:101"), "skipping available library at user's request", "requested", wanted,
                        "libDir", names[index], NULL);
         }
         return kept;
@@ -100,7 +100,7 @@ static void *second(void *given)
     snprintf(visible, sizeof visible, "CUDA_VISIBLE_DEVICES=%s", check->device->id);
     check->found = bootstrap(check->device->directory, extra, check->end, again, sizeof again / sizeof *again);
     if (!check->found)
-        go_log(GO_DEBUG, line("runner.go:153", "runner.go:149"), "filtering device which didn't fully initialize", "id",
+        go_log(GO_DEBUG, line("runner.go:153", "runner.go:160"), "filtering device which didn't fully initialize", "id",
                check->device->id, "libdir", check->device->directory, "pci_id", check->device->pci, "library",
                check->device->library, NULL);
     return NULL;
@@ -117,7 +117,7 @@ static size_t validate(struct found *devices, size_t count, double end)
         struct found *device = &devices[index];
 
         snprintf(compute, sizeof compute, "%d.%d", device->cc_major, device->cc_minor);
-        go_log(GO_DEBUG, line("runner.go:146", "runner.go:142"), "verifying if device is supported", "library",
+        go_log(GO_DEBUG, line("runner.go:146", "runner.go:153"), "verifying if device is supported", "library",
                device->directory, "description", device->description, "compute", compute, "id", device->id, "pci_id",
                device->pci, NULL);
         checks[index] = (struct check){device, end, 0};
@@ -146,7 +146,7 @@ static size_t overlap(struct found *devices, size_t count)
             devices[kept++] = devices[index];
             continue;
         }
-        go_log(GO_DEBUG, line("runner.go:401", "runner.go:462"), "filtering device with overlapping libraries", "id",
+        go_log(GO_DEBUG, line("runner.go:401", "runner.go:475"), "filtering device with overlapping libraries", "id",
                devices[index].id, "library", devices[index].directory, "kept_library", newest, NULL);
     }
     return kept;
@@ -159,19 +159,19 @@ size_t ollama_discover(struct found *to, size_t room)
     size_t count = 0, index, number;
     char text[64];
 
-    go_log(GO_INFO, line("runner.go:67", "runner.go:58"), "discovering available GPUs...", NULL);
+    go_log(GO_INFO, line("runner.go:67", "runner.go:60"), "discovering available GPUs...", NULL);
     if (getenv("CUDA_VISIBLE_DEVICES") && *getenv("CUDA_VISIBLE_DEVICES"))
-        go_log(GO_WARN, line("runner.go:485", "runner.go:727"), "user overrode visible devices", "CUDA_VISIBLE_DEVICES",
+        go_log(GO_WARN, line("runner.go:485", "runner.go:722"), "user overrode visible devices", "CUDA_VISIBLE_DEVICES",
                getenv("CUDA_VISIBLE_DEVICES"), NULL);
     number = directories(names);
     for (index = 0; index < number; index++)
         count += bootstrap(names[index], NULL, go_now() + budget, to + count, room - count);
     snprintf(text, sizeof text, "%zu", count);
-    go_log(GO_DEBUG, line("runner.go:124", "runner.go:124"), "evaluating which, if any, devices to filter out",
+    go_log(GO_DEBUG, line("runner.go:124", "runner.go:131"), "evaluating which, if any, devices to filter out",
            "initial_count", text, NULL);
     count = overlap(to, validate(to, count, go_now() + budget));
     go_duration(text, sizeof text, go_now() - begun);
-    go_log(GO_DEBUG, line("runner.go:40", "runner.go:39"), "GPU bootstrap discovery took", "duration", text, NULL);
+    go_log(GO_DEBUG, line("runner.go:40", "runner.go:42"), "GPU bootstrap discovery took", "duration", text, NULL);
     return sim_number(0, "ollama.serve.cpu") ? 0 : count;
 }
 
@@ -225,9 +225,9 @@ int ollama_serve(void)
         fprintf(stderr, "Couldn't find '%s/id_ed25519'. Generating new private key.\n", text);
     if (models)
         mkdir(models, 0755);
-    go_log(GO_INFO, line("routes.go:1663", "routes.go:1968"), "server config", "env", "map[OLLAMA_DEBUG:... ]", NULL);
+    go_log(GO_INFO, line("routes.go:1663", "routes.go:1951"), "server config", "env", "map[OLLAMA_DEBUG:... ]", NULL);
     snprintf(text, sizeof text, "Listening on %s (version %s)", address, version ? version : "0.0.0");
-    go_log(GO_INFO, line("routes.go:1718", "routes.go:2026"), text, NULL);
+    go_log(GO_INFO, line("routes.go:1718", "routes.go:2008"), text, NULL);
     sim_act("ollama.serve", &code);
     count = ollama_discover(devices, OLLAMA_DEVICES);
     for (index = 0; index < count; index++) {
@@ -239,7 +239,7 @@ int ollama_serve(void)
                "", "name", "cpu", "description", "cpu", "libdirs", "ollama", "driver", "", "pci_id", "", "type", "",
                "total", "7.8 GiB", "available", "7.0 GiB", NULL);
     go_bytes(memory, sizeof memory, total);
-    go_log(GO_INFO, line("routes.go:1768", "routes.go:2076"), "vram-based default context", "total_vram", memory,
+    go_log(GO_INFO, line("routes.go:1768", "routes.go:2058"), "vram-based default context", "total_vram", memory,
            "default_num_ctx", total >= 47ull << 30 ? "262144" : total >= 23ull << 30 ? "32768" : "4096", NULL);
     for (;;)
         pause();
