@@ -100,13 +100,14 @@ def tools(python: str) -> list[Tool]:
     if ldd := shutil.which("ldd"):
         version = f"glibc {_version(ldd, '--version')}"
         found += [Tool("ldd", version, (ldd,), False, _ldd), Tool("ldd -r", version, (ldd, "-r"), False, _ldd)]
-    lddtree = shutil.which("lddtree")
-    for system in ("/usr/bin/python3", python) if lddtree else ():  # the one that has its elftools
-        version = _version(system, str(lddtree), "--version")
-        if version not in ("", "?"):
-            words = (system, "-c", SCRIPT, "{env}", str(lddtree), "-l")
-            found.append(Tool("lddtree", f"pax-utils {version}", words, True, _lddtree))
-            break
+    if lddtree := shutil.which("lddtree"):
+        for system in ("/usr/bin/python3", python):  # the one that has its elftools
+            done = subprocess.run([system, lddtree, "--version"], capture_output=True, timeout=20, check=False)
+            if done.returncode == 0:
+                version = _version("dpkg-query", "--show", "pax-utils") or "?"  # it does not tell its own
+                words = (system, "-c", SCRIPT, "{env}", lddtree, "-l")
+                found.append(Tool("lddtree", f"pax-utils {version}", words, True, _lddtree))
+                break
     if libtree := shutil.which("libtree"):
         # Started through the loader with a path of its own, so that the case's does not break it.
         words = ("/lib64/ld-linux-x86-64.so.2", "--library-path", "/lib/x86_64-linux-gnu:/lib64", libtree, "-p", "-vvv")

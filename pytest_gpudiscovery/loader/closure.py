@@ -19,7 +19,7 @@ from pytest_gpudiscovery.loader.search import Tried
 
 @dataclass(frozen=True)
 class Problem:
-    """One objection, in ld.so's words.
+    """One objection, in ld.so's words; of symbols that are missing the first 4,096 are kept.
 
     `kind`: file, version, isa, symbol, relocation, preload or process. `text` is what dlerror() would print if this
     one came first; `subject` the object or name it is about; `requester` the path of the object on whose behalf, ""

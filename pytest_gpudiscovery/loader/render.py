@@ -90,10 +90,10 @@ def _problem_lines(closure: Closure) -> list[str]:
     for item in direct[:PROBLEMS_SHOWN]:
         if len(direct) > 1 or item.requester or item.text != closure.message:
             lines.append(f"  problem: {item.text}{_needed_by(item.requester)}")
-        if item.kind == "file":
-            lines += [
-                f"    passed over: {path}: {verdict}" for path, verdict in _unusable(closure, item.subject).items()
-            ]
+        if item.kind == "file":  # ld.so's message does not say it
+            asked = next((name for name in closure.dependencies if name.name == item.subject), None)
+            passed = _unusable(asked) if asked is not None else {}
+            lines += [f"    passed over: {path}: {why}" for path, why in passed.items() if why not in item.text]
     if len(direct) > PROBLEMS_SHOWN:
         lines.append(f"  ... and {len(direct) - PROBLEMS_SHOWN} more problems")
     follow = len(closure.problems) - len(direct)
@@ -102,12 +102,9 @@ def _problem_lines(closure: Closure) -> list[str]:
     return lines
 
 
-def _unusable(closure: Closure, name: str) -> dict[str, str]:
-    """Return {path: why} of the files that were there for NAME and not taken, which ld.so's message does not say."""
-    tried = [tried for item in closure.dependencies if item.name == name and item.path is None for tried in item.tried]
-    return {
-        item.path: item.verdict for item in tried if item.verdict not in ABSENT and item.verdict not in closure.message
-    }
+def _unusable(item: Dependency) -> dict[str, str]:
+    """Return {path: why} of the files that were there for ITEM and not taken."""
+    return {tried.path: tried.verdict for tried in item.tried if item.path is None and tried.verdict not in ABSENT}
 
 
 def _needed_by(requester: str) -> str:
@@ -142,7 +139,7 @@ def _tree(closure: Closure) -> list[str]:
     stack = [(item, 0) for item in reversed(children.get("", []))]
     while stack:
         item, depth = stack.pop()
-        path = item.path or ("NOT USABLE" if _unusable(closure, item.name) or item.rule else "NOT FOUND")
+        path = item.path or ("NOT USABLE" if _unusable(item) else "NOT FOUND")
         size = f", {_size(sizes[path])}" if path in sizes and path not in shown else ""
         name = os.path.basename(item.name) if path == item.name else item.name
         lines.append(f"{'  ' * depth}{name} => {path}   [{_rule(item.rule) or 'not found'}{size}]")
@@ -166,7 +163,7 @@ def explain_text(closure: Closure, name: str) -> str:
         asked = ", ".join(dict.fromkeys(dependency.name for dependency in closure.dependencies))
         return f"{name}: nobody asks for it. Asked for: {asked}"
     who = os.path.basename(item.requester) if item.requester else "the program"
-    found = item.path or ("NOT USABLE" if _unusable(closure, item.name) else "NOT FOUND")
+    found = item.path or ("NOT USABLE" if _unusable(item) else "NOT FOUND")
     lines = [f"{item.name}, asked for by {who} => {found}   [{_rule(item.rule) or 'not found'}]"]
     if item.rule == ALREADY:
         lines.append("  an object of this name, or with this DT_SONAME, was loaded before: nothing is searched")
