@@ -223,7 +223,7 @@ def _stuck(record: StageRecord) -> Iterator[Fact]:
     step = wording.open_step(record)
     if step is not None and not record.outcome.lets_others_run:
         began = clock((finite(record.started) or 0) + (finite(step.started) or 0), date=False)
-        before = finite(record.deadline_s - step.started) if record.outcome in wording.HUNG else None
+        before = finite(wording.before_deadline(record, step)) if record.outcome in wording.HUNG else None
         text = f" {seconds(before)} before the deadline" if before is not None and before >= 0 else ""
         yield Fact("Last step", f"{step.name}, begun{text}{f' at {began}' if began else ''}; it did not return")
 

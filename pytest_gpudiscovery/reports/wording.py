@@ -78,13 +78,23 @@ def _last_step(record: StageRecord) -> str:
     if step is None or record.outcome.lets_others_run:
         return ""
     if record.outcome in HUNG:
-        return f"{step.name}, started {max(0.0, record.deadline_s - step.started):.1f} s before the deadline"
+        return f"{step.name}, started {before_deadline(record, step):.1f} s before the deadline"
     return f"{step.name}, started {step.started:.1f} s after the stage"
 
 
 def open_step(record: StageRecord) -> Step | None:
     """Return the innermost step that had not ended, None when all had."""
     return next((step for step in reversed(record.steps) if step.duration_s is None), None)
+
+
+def before_deadline(record: StageRecord, step: Step) -> float:
+    """Return how many seconds STEP was open at its deadline: its child's, where a stage has one for each of several."""
+    for name, seen in record.evidence.items() if isinstance(record.evidence, dict) else ():
+        if isinstance(seen, dict) and step.name in (seen.get("open_step"), f"{name}: {seen.get('open_step')}"):
+            seconds = seen.get("open_for_s")
+            if isinstance(seconds, (int, float)):
+                return float(seconds)
+    return max(0.0, record.deadline_s - step.started)
 
 
 def _explains(explains: Sequence[str], numbers: Mapping[str, int]) -> str:
