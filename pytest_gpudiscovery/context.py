@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_gpudiscovery import profiles, stages, unit_files
-from pytest_gpudiscovery.engine import ANY_PROFILE, PROFILE_STAGE
+from pytest_gpudiscovery.engine import ANY_PROFILE, CANDIDATE_STAGE, PROFILE_STAGE
 from pytest_gpudiscovery.install import given
 from pytest_gpudiscovery.model import to_json
 from pytest_gpudiscovery.options import Settings, UsageProblem
@@ -64,7 +64,9 @@ def build(settings: Settings, run_dir: str) -> RunContext:
         view = {"kind": "root", "path": who.root, "pid": who.pid}
         who, setup = _at_its_root(who, setup)
     setup = dataclasses.replace(setup, limits={**setup.limits, **room_for_ourselves()})
-    ollama = _given(settings, run_dir, setup)
+    ollama = _given("--gpu-ollama", settings.ollama, run_dir, setup, settings.scale)
+    candidate = _given("--gpu-ollama-candidate", settings.ollama_candidate, run_dir, setup, settings.scale)
+    unpacked = tuple(entry.note for entry in (ollama, candidate) if entry is not None and entry.note)
     stranger = who.refused
     if not may_adopt:
         stranger = f"only root can probe as {who.identity_name}, the user of {who.source}"
@@ -77,16 +79,17 @@ def build(settings: Settings, run_dir: str) -> RunContext:
         profile=profile,
         simulated=simulated,
         ollama_path=ollama.path if ollama is not None else installed,
+        candidate_path=candidate.path if candidate is not None else None,
         hints=(("service", who.binary),) if who.binary else (),
         allow_busy=settings.allow_busy,
         scale=settings.scale,
         deadlines=dict(settings.stage_timeout),
         run_dir=run_dir,
-        target=settings.until or "",
+        target=settings.until or (CANDIDATE_STAGE if settings.ollama_candidate else ""),
         run_until=run_until,
         adopted=describe(who, setup, effective),
         host=host(settings.simulate),
-        notes=(*notes, *who.notes, *((ollama.note,) if ollama is not None and ollama.note else ())),
+        notes=(*notes, *who.notes, *unpacked),
         not_adopted=stranger,
         unspoken=unspoken(who) if may_adopt else {},
         unasked=dict.fromkeys(INSTALLED, ELSEWHERE) if may_adopt and who.root is not None else {},
@@ -103,6 +106,11 @@ def _profile(settings: Settings) -> Mapping[str, Any]:
     if profile["profile"] != ANY_PROFILE and settings.until and _before(settings.until, PROFILE_STAGE):
         text = f"{PROFILE_STAGE} asserts it, and --gpu-until={settings.until} ends before that stage"
         raise UsageProblem(f"--gpu-profile={settings.profile}: {text}")
+    if settings.ollama_candidate and settings.until and _before(settings.until, CANDIDATE_STAGE):
+        text = f"{CANDIDATE_STAGE} compares it, and --gpu-until={settings.until} ends before that stage"
+        raise UsageProblem(f"--gpu-ollama-candidate={settings.ollama_candidate}: {text}")
+    if settings.until == CANDIDATE_STAGE and not settings.ollama_candidate:
+        raise UsageProblem(f"--gpu-until={CANDIDATE_STAGE}: expected --gpu-ollama-candidate=PATH with it")
     return profile
 
 
@@ -126,11 +134,11 @@ def _at_its_root(who: Who, setup: Setup) -> tuple[Who, Setup]:
     return dataclasses.replace(who, missing=(*who.missing, lost)), dataclasses.replace(setup, identity=None)
 
 
-def _given(settings: Settings, run_dir: str, setup: Setup) -> given.Given | None:
-    if settings.ollama is None:
+def _given(option: str, path: str | None, run_dir: str, setup: Setup, scale: float) -> given.Given | None:
+    if path is None:
         return None
-    said = f"--gpu-ollama={settings.ollama}"
-    return given.prepare(said, settings.ollama, run_dir, name="ollama", identity=setup.identity, scale=settings.scale)
+    name = option.removeprefix("--gpu-")
+    return given.prepare(f"{option}={path}", path, run_dir, name=name, identity=setup.identity, scale=scale)
 
 
 def unspoken(who: Who) -> dict[str, str]:
@@ -181,7 +189,7 @@ def load(run_dir: str) -> RunContext:
     limits = {name: tuple(pair) for name, pair in setup.pop("limits").items()}
     transient = tuple(setup.pop("transient"))
     data["setup"] = Setup(identity=identity, limits=limits, transient=transient, **setup)
-    data["notes"], data["hints"] = tuple(data["notes"]), tuple(tuple(pair) for pair in data["hints"])
+    data |= {"notes": tuple(data["notes"]), "hints": tuple((source, path) for source, path in data["hints"])}
     return RunContext(**data)
 
 
@@ -199,6 +207,8 @@ def _simulate(
         host = simulate.prepare(simulate.parse(text), os.path.join(run_dir, "simulated"))
     except simulate.SimulationError as error:
         raise UsageProblem(f"--gpu-simulate={text}: {error}") from None
+    # Simulated libraries look for their settings in the directories above them, also where a stage copies them to.
+    Path(run_dir, "sim.conf").symlink_to(Path(host.directory, "sim.conf"))
     return {**env, **host.env}, host.view, host.describe, host.ollama
 
 

@@ -31,7 +31,7 @@ from pytest_gpudiscovery.supervise.types import ChildResult, Ending, Probe
 
 AFTER_DEADLINE_S = 4.0  # evidence at most 3 s, SIGKILL and the bounded wait at most 1 s
 ORACLE_FREE = "runtime"  # the last stage that says something of the GPU without Ollama
-CANDIDATE_STAGE = "upgrade"  # only when a candidate was named, which this version cannot do
+CANDIDATE_STAGE = "upgrade"  # only when a candidate was named
 ANY_PROFILE, PROFILE_STAGE = "any", "enumeration"
 OnStart = Callable[[StageSpec], None]
 Supervise = Callable[[Probe], ChildResult]

@@ -22,7 +22,7 @@ REPEAT_LIMIT = 1000
 SCALE_LIMITS = (0.01, 1000.0)
 EXIT_CONVENTIONS = ("pytest", "nagios", "npd")
 # Named in the contract, without an engine behind them yet: refused, because an option that does nothing would lie.
-LATER = frozenset({"gpu_ollama_candidate", "gpu_baseline", "gpu_ollama_log", "gpu_trace", "gpu_experiment"})
+LATER = frozenset({"gpu_baseline", "gpu_ollama_log", "gpu_trace", "gpu_experiment"})
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 

@@ -43,7 +43,7 @@ def conclude(engine: Engine, *, started: float, selection: Mapping[str, Any], no
         gpus=_gpus(facts),
         closures=tuple(facts.get("closure", {}).get("closures") or ()),
         fatbins=tuple(facts.get("closure", {}).get("fatbins") or ()),
-        comparison=None,
+        comparison=facts.get("upgrade", {}).get("comparison"),
         stages=stages,
         notes=(*context.notes, *notes),
     )
@@ -101,8 +101,9 @@ def _not_asked_for(engine: Engine, name: str, selected: bool) -> StageRecord:
 
 
 def _gpus(facts: Mapping[str, Mapping[str, Any]]) -> tuple[Any, ...]:
-    """The GPUs of the enumeration stage; the runtime and backend stages add what each library told of them."""
-    further = {"runtime": facts.get("runtime", {}).get("views"), "ggml": facts.get("backend", {}).get("views")}
+    """The GPUs of the enumeration stage; later stages add what each library, and Ollama itself, told of them."""
+    sources = {"runtime": "runtime", "ggml": "backend", "ollama": "bootstrap"}
+    further = {source: facts.get(stage, {}).get("views") for source, stage in sources.items()}
     found = []
     for gpu in facts.get("enumeration", {}).get("gpus") or ():
         views = dict(gpu.get("views") or {})

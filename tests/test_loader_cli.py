@@ -89,6 +89,20 @@ def test_a_library_that_lacks_something_says_so_first(built: Path) -> None:
     assert "libcuda.so.1 => NOT FOUND" in ended.out
 
 
+def test_what_lies_beside_it_is_said(built: Path) -> None:
+    """lib/ollama/libggml-base.so.0 is there: only Ollama's own LD_LIBRARY_PATH leads to it."""
+    ended = run("closure", backend(built), "--env", library_path(built, "driver"))
+    assert ended.code == 1
+    assert f"  {built}/lib/ollama/libggml-base.so.0 exists, but nothing leads ld.so there" in ended.out
+
+
+def test_another_machines_file_is_named(built: Path, tmp_path: Path) -> None:
+    whole = backend(built).read_bytes()
+    (tmp_path / "arm.so").write_bytes(whole[:18] + b"\xb7\0" + whole[20:])
+    ended = run("closure", tmp_path / "arm.so")
+    assert (ended.code, "built for another machine: aarch64" in ended.out) == (1, True)
+
+
 def test_json_is_the_whole_prediction(built: Path) -> None:
     ended = run("closure", backend(built), "--json")
     assert ended.code == 1

@@ -113,9 +113,7 @@ def cases() -> list[Case]:
         Case("constructor pauses", ("blocked", "load", "load.constructor.hang"), lambda i: needs(i, PAUSE)),
         Case("constructor spins", ("blocked", "load", "load.constructor.hang"), lambda i: needs(i, SPIN)),
         Case("constructor calls _exit(0)", ("blocked", "load", "load.exits"), lambda i: needs(i, "_exit(0);")),
-        Case(
-            "constructor calls _exit(127)", ("blocked", "load", "load.loader_aborts"), lambda i: needs(i, "_exit(127);")
-        ),
+        Case("constructor calls _exit(127)", ("blocked", "load", "load.exits"), lambda i: needs(i, "_exit(127);")),
         Case("constructor aborts", ("blocked", "load", "load.crash"), lambda i: needs(i, "abort();")),
         Case("constructor raises SIGBUS", ("blocked", "load", "load.sigbus"), lambda i: needs(i, "raise(SIGBUS);")),
         Case("CPU variant hangs", ("blocked", "load", "load.cpu.ends"), variant(PAUSE)),

@@ -6,14 +6,15 @@ One entry:
      "explanation": "...", "next": "dmesg -T | grep -i xid", "action": "safe",
      "explained_by": ["kernel.xid.fatal"], "sources": ["https://..."]}
 `summary`, `explanation` and `next` are str.format templates over the facts given to `finding()`. `rank` orders causes
-inside one stage (smaller is nearer to the root); `explained_by` lists causes (or prefixes ending in ".") that, when
-found as well, make this one their consequence.
+inside one stage (smaller is nearer to the root); `explained_by` lists causes (or prefixes ending in ".", or "*" for
+whatever failed in an earlier stage) that, when found as well, make this one their consequence.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,14 +87,14 @@ def finding(
     cause = causes()[cause_id]
     known = _Missing(facts or {})
     # A template that is nothing but a fact (ld.so's own words) must still say something when the fact is empty.
-    summary = _fill(cause.summary, known).strip() or cause.id
+    summary = _one_line(_fill(cause.summary, known).strip()) or cause.id
     return Finding(
         cause=cause.id,
         severity=severity or cause.severity,
         summary=summary if len(summary) <= SUMMARY_LIMIT else summary[: SUMMARY_LIMIT - 1] + "…",
         detail=_fill(cause.explanation, known).strip() or cause.id,
         evidence=evidence,
-        next=_fill(cause.next, known),
+        next=_command(cause.next, known),
         action=cause.action,
         confidence=cause.confidence if confidence is None else confidence,
     )
@@ -104,3 +105,23 @@ def _fill(template: str, known: Mapping[str, Any]) -> str:
         return template.format_map(known)
     except (ValueError, KeyError, IndexError, AttributeError, TypeError):
         return template  # a fact of an unexpected type: say the sentence without it
+
+
+def _one_line(text: str) -> str:
+    """Return TEXT with control characters written out: a name of a file may hold a newline, a stage has one line."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def _command(template: str, known: _Missing) -> str:
+    """Return TEMPLATE filled in as a shell command: whatever a name of a file holds, it stays one word of it.
+
+    A fact inside of single quotes has its own quotes escaped, one outside of them is quoted where it must be.
+    """
+    inside = _Missing({key: _word(value).replace("'", "'\\''") for key, value in known.items()})
+    outside = _Missing({key: shlex.quote(_word(value)) for key, value in known.items()})
+    parts = template.split("'")
+    return "'".join(_fill(part, inside if number % 2 else outside) for number, part in enumerate(parts))
+
+
+def _word(value: Any) -> str:
+    return _one_line(str(value))

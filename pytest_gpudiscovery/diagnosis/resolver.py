@@ -3,10 +3,13 @@
 Ranking, in this order:
 1. Only a failed blocking check, or a stage that hung, crashed or could not be killed, is a candidate.
 2. A candidate whose catalogue entry is `explained_by` a cause that was also found (failed or warned) is its
-   consequence: it is listed under the explaining cause. Explanations are followed to their root.
+   consequence: it is listed under the explaining cause. Explanations are followed to their root. `*` stands for
+   every cause that failed in an earlier stage: what Ollama's own children meet is the sum of what was tested before.
 3. Of the roots, the smaller stage number comes first, then the smaller `rank` in the catalogue, then the subject,
    then the cause id. So the result does not depend on the order in which findings are given.
 4. What is left beside the first root is an independent blocker, listed after it.
+5. Where Ollama itself sees every GPU (`gate.disagrees`, docs/decisions/0006), what failed in earlier stages that are
+   not required is listed under that: nothing of it stops Ollama.
 """
 
 from __future__ import annotations
@@ -16,6 +19,9 @@ from dataclasses import dataclass
 
 from pytest_gpudiscovery.diagnosis import catalogue
 from pytest_gpudiscovery.model import Blocker, CheckOutcome, Finding, Outcome, StageRecord
+
+OVERRULES = "gate.disagrees"
+EVERYTHING = "*"  # in `explained_by`: every failed cause of an earlier stage
 
 
 @dataclass(frozen=True)
@@ -44,11 +50,14 @@ def resolve(records: Iterable[StageRecord], numbers: Mapping[str, int]) -> tuple
         ),
         key=lambda item: item.key,
     )
+    overruling = next((item for item in found if item.finding.cause == OVERRULES), None)
     roots: dict[tuple[str, str, str], tuple[_Found, _Found, list[str]]] = {}
     for item in found:
         if not item.failed:
             continue
         root = _root(item, found)
+        if overruling is not None and not item.record.required and item.number < overruling.number:
+            root = overruling
         entry = roots.setdefault((root.record.name, root.subject, root.finding.cause), (root, item, []))
         if item.finding.cause != root.finding.cause:
             entry[2].append(item.finding.cause)
@@ -64,7 +73,7 @@ def _root(item: _Found, found: list[_Found]) -> _Found:
             (
                 other
                 for other in found
-                if other.finding.cause not in seen and cause and _matches(other.finding.cause, cause.explained_by)
+                if other.finding.cause not in seen and cause and _explains(other, item, cause.explained_by)
             ),
             None,
         )
@@ -74,6 +83,12 @@ def _root(item: _Found, found: list[_Found]) -> _Found:
         item = explains
 
 
+def _explains(other: _Found, item: _Found, patterns: tuple[str, ...]) -> bool:
+    if EVERYTHING in patterns and other.failed and other.number < item.number:
+        return True
+    return _matches(other.finding.cause, patterns)
+
+
 def _matches(cause: str, patterns: tuple[str, ...]) -> bool:
     return any(cause == pattern or (pattern.endswith(".") and cause.startswith(pattern)) for pattern in patterns)
 
@@ -81,7 +96,7 @@ def _matches(cause: str, patterns: tuple[str, ...]) -> bool:
 def _blocker(root: _Found, blocked: _Found, consequences: list[str], records: list[StageRecord]) -> Blocker:
     # The stage that is named is the one that stopped the gate; the cause is the root, which may lie in an earlier,
     # merely warned stage (a fatal Xid in the kernel log explains the cuInit that hangs).
-    stage = blocked.record if not root.failed else root.record
+    stage = blocked.record if not root.failed and root.finding.cause != OVERRULES else root.record
     explained = tuple(
         record.name for record in records if record.outcome is Outcome.NOT_REACHED and record.blocked_by == stage.name
     )

@@ -11,7 +11,7 @@ from pytest_gpudiscovery.loader.hostld import HostLoader
 from pytest_gpudiscovery.loader.linkmap import Edge, Failure, LinkMap, ProcessModel
 from pytest_gpudiscovery.loader.mounts import may_block
 from pytest_gpudiscovery.loader.problems import ERROR, LOADS, NO_START, UNSUPPORTED, Refused
-from pytest_gpudiscovery.loader.process import Process
+from pytest_gpudiscovery.loader.process import ALREADY, Process
 from pytest_gpudiscovery.loader.record import dataclass
 from pytest_gpudiscovery.loader.relocate import Bindings, check, check_versions
 from pytest_gpudiscovery.loader.search import Tried
@@ -19,7 +19,7 @@ from pytest_gpudiscovery.loader.search import Tried
 
 @dataclass(frozen=True)
 class Problem:
-    """One objection, in ld.so's words.
+    """One objection, in ld.so's words; of symbols that are missing the first 4,096 are kept.
 
     `kind`: file, version, isa, symbol, relocation, preload or process. `text` is what dlerror() would print if this
     one came first; `subject` the object or name it is about; `requester` the path of the object on whose behalf, ""
@@ -126,11 +126,13 @@ class Closure:
         return tuple(item for item in self.objects if not item.real_path.startswith(inside))
 
     def of(self, name: str) -> Dependency | None:
-        """Return the first request for NAME (a DT_NEEDED, or the base name of a file), or None."""
-        for item in self.dependencies:
-            if name in (item.name, item.path) or (item.path and os.path.basename(item.path) == name):
-                return item
-        return None
+        """Return the request that decided about NAME (a DT_NEEDED, a path, or libcuda for libcuda.so.1), or None."""
+        by_name = [
+            item for item in self.dependencies if name in (item.name, item.path, os.path.basename(item.path or ""))
+        ]
+        by_stem = [item for item in self.dependencies if item.name.partition(".so")[0] == name]
+        found = by_name or by_stem
+        return next((item for item in found if item.rule != ALREADY), found[0] if found else None)
 
 
 def predict(

@@ -13,7 +13,7 @@ from struct import Struct
 
 from pytest_gpudiscovery.loader import problems
 from pytest_gpudiscovery.loader.files import File, Root
-from pytest_gpudiscovery.loader.problems import ABORT, SIGBUS, SIGSEGV, Refused, Skipped
+from pytest_gpudiscovery.loader.problems import ABORT, SIGBUS, SIGSEGV, UNSUPPORTED, Refused, Skipped
 from pytest_gpudiscovery.loader.properties import isa_needed
 from pytest_gpudiscovery.loader.record import dataclass
 from pytest_gpudiscovery.loader.rules import Rules
@@ -24,7 +24,9 @@ PROGRAM_HEADER = Struct("<IIQQQQQQ")
 DYNAMIC = Struct("<qQ")
 READ_AHEAD = 832  # bytes of the header buffer in dl-load.c; program headers inside need no second read
 STRING_LIMIT = 1 << 16  # bytes of one name or path list
-DYNAMIC_LIMIT = 1 << 20  # bytes of a dynamic section: 65,536 entries
+NAMES_LIMIT = 1 << 23  # bytes of all names that are read of one object: they may overlap in the file
+DYNAMIC_LIMIT = 1 << 18  # bytes of a dynamic section: 16,384 entries
+NOTES = 64  # note segments that are looked at
 
 ET_EXEC, ET_DYN = 2, 3
 EM_X86_64 = 62
@@ -111,6 +113,7 @@ class Elf:
         self.flags_1 = 0
         self.alignment = 0
         self.strings = -1  # file offset of the dynamic string table
+        self._names_left = NAMES_LIMIT
 
     def close(self) -> None:
         """Close the file."""
@@ -196,7 +199,7 @@ class Elf:
                 if file_size == 0:
                     empty_dynamic = True
                 else:
-                    dynamic = (address, min(memory_size, DYNAMIC_LIMIT))
+                    dynamic = (address, memory_size)
             elif kind == PT_INTERP:
                 self.interpreter = _text(self.file.read(offset, min(file_size, PAGE)).partition(b"\0")[0])
             elif kind == PT_TLS and memory_size:
@@ -211,7 +214,7 @@ class Elf:
             self._read_dynamic(*dynamic)
         if not by_kernel:
             self._check_flags(rules)
-        for start, length in reversed(notes):
+        for start, length in reversed(notes[-NOTES:]):
             try:
                 level = isa_needed(self.file.read(self.locate(start), length))
             except Refused:
@@ -244,7 +247,7 @@ class Elf:
                 raise Refused(text, self.name, ABORT)
 
     def _read_dynamic(self, address: int, size: int) -> None:
-        data = self.file.read(self.locate(address), size)
+        data = self.file.read(self.locate(address), min(size, DYNAMIC_LIMIT))
         strings: list[tuple[int, int]] = []
         for tag, value in DYNAMIC.iter_unpack(data[: len(data) - len(data) % 16]):
             if tag == DT_NULL:
@@ -253,6 +256,9 @@ class Elf:
                 strings.append((tag, value))
             else:
                 self.dynamic[tag] = value
+        else:
+            if size > DYNAMIC_LIMIT:
+                raise Refused(f"a dynamic section of more than {DYNAMIC_LIMIT} bytes", self.name, UNSUPPORTED)
         self.has_dynamic = True
         found = self.dynamic
         if DT_STRTAB in found:
@@ -296,6 +302,9 @@ class Elf:
         found = self.file.string(self.strings + offset, STRING_LIMIT)
         if found is None:
             raise Refused("a name lies outside the file", self.name, SIGBUS)
+        self._names_left -= len(found)
+        if self._names_left < 0:
+            raise Refused(f"names of more than {NAMES_LIMIT} bytes", self.name, UNSUPPORTED)
         return found
 
     def fields(self, form: Struct, offset: int) -> tuple[int, ...]:

@@ -22,7 +22,7 @@ CONTAINER = Struct("<I2xHQ")  # magic, bytes of this header and of the entries
 ENTRY = Struct("<H2xIQ8xQ8xQ16x")  # kind, bytes of this header and of the payload, version and SM, flags
 SECTION = Struct("<IIQQQQIIQQ")
 SHT_NOBITS = 8
-SECTIONS = 1 << 16
+REGIONS = 8  # sections or segments that are looked at: more may overlap
 IMAGES = 1 << 18
 IMAGES_KNOWN = 1 << 12
 PADDING = 1 << 16  # bytes between containers that are searched for the next magic
@@ -168,13 +168,13 @@ class _Reader:
             return header
         regions = _sections(self.file, header, LIBRARY_SECTIONS)
         self.found_by = "sections" if regions else ""
-        for offset, size, relocatable in regions:
+        for offset, size, relocatable in regions[:REGIONS]:
             problem = self._region(offset, offset + size, relocatable)
             if problem:
                 return problem
         if regions:
             return ""
-        for offset, size in _segments(self.file, header):
+        for offset, size in _segments(self.file, header)[:REGIONS]:
             self._search(offset, offset + size)
         self.found_by = "magic" if self.containers else ""
         return "" if self.left > 0 else f"more than {IMAGES} images"
@@ -234,7 +234,7 @@ class _Reader:
                     break
                 key = (kind, target, flags, relocatable)
                 held.append(known.get(key) or self._image(*key))
-            self.left -= len(held)
+            self.left -= len(held) or 1  # an empty container counts too: a file may hold millions
             containers.append(tuple(held))
         return at
 
@@ -267,7 +267,7 @@ def read_architectures(path: str, *, root: str | None = None) -> tuple[int, ...]
         header = _header(file)
         if isinstance(header, str):
             return ()
-        for offset, size, _ in _sections(file, header, {b".rodata": False}):
+        for offset, size, _ in _sections(file, header, {b".rodata": False})[:REGIONS]:
             end = offset + min(size, CONSTANTS)
             for at in range(offset, end, BATCH):
                 found = parse_architectures(file.read(at, min(BATCH + OVERLAP, end - at)))

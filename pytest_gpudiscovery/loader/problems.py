@@ -15,7 +15,7 @@ ERROR = "error"  # dlopen returns NULL and dlerror() says why
 ABORT = "abort"  # an assertion in ld.so ends the process with exit status 127
 SIGBUS = "sigbus"  # a page beyond the end of the file is touched
 SIGSEGV = "sigsegv"  # a table address that is not mapped is read
-HANGS = "hangs"  # open() or read() of the file blocks
+HANGS = "hangs"  # open() or read() of the file blocks, or a search in it never ends
 NO_START = "no start"  # the program itself does not start: ld.so ends it with exit status 127
 UNSUPPORTED = "unsupported"  # not glibc on x86-64: recognised, not predicted
 

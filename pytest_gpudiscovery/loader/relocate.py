@@ -20,6 +20,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+FAILURES = 1 << 12  # kept: what is told after thousands of missing symbols helps nobody
+MEMORY = 1 << 15  # results of lookups that are kept, for names that several objects ask for
 RELR_VERSION = b"GLIBC_ABI_DT_RELR"
 Bindings = dict[tuple[str, str, str], str]
 """(requester, symbol, version or "") -> path of the defining object, "" for a weak symbol that stays unbound."""
@@ -95,7 +97,8 @@ class Checker:
 
     def fail(self, kind: str, refused: Refused, requester: LinkMap) -> None:
         """Keep one failure."""
-        self.process.failures.append(Failure(kind, refused, requester))
+        if len(self.process.failures) < FAILURES:
+            self.process.failures.append(Failure(kind, refused, requester))
 
     def guard(self, kind: str, step: Callable[[LinkMap], None], loaded: LinkMap) -> None:
         """Run STEP on LOADED; what it raises is one failure of LOADED."""
@@ -154,15 +157,20 @@ class Checker:
         name, version, plt = reference.name, reference.version, reference.plt
         hash_ = self._hashes.get(name)
         if hash_ is None:
-            hash_ = self._hashes[name] = gnu_hash(name)
+            hash_ = gnu_hash(name)
+            if len(self._hashes) < MEMORY:
+                self._hashes[name] = hash_
         if loaded.elf.symbolic:
             own = loaded.symbols.lookup(name, version, hash_, plt, self.rules, loaded.names)
             if own >= 0:
                 return loaded
         key = (name, plt, version and version.name, version and version.hidden, version and version.file)
-        if key not in self._found:
-            self._found[key] = self._search(name, version, hash_, plt)
-        return self._found[key]
+        if key in self._found:
+            return self._found[key]
+        found = self._search(name, version, hash_, plt)
+        if len(self._found) < MEMORY:
+            self._found[key] = found
+        return found
 
     def _search(self, name: bytes, version: Version | None, hash_: int, plt: bool) -> LinkMap | None:
         if not self._filters:

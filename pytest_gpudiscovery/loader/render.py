@@ -7,9 +7,11 @@ import os
 from pytest_gpudiscovery.loader.closure import Closure, Dependency
 from pytest_gpudiscovery.loader.fatbin import Images
 from pytest_gpudiscovery.loader.kernels import KernelVerdict
+from pytest_gpudiscovery.loader.process import ALREADY
 from pytest_gpudiscovery.loader.record import plain
 
 PROBLEMS_SHOWN = 20
+ABSENT = ("No such file or directory", "no such directory", "used")  # verdicts that need no word
 MEGABYTE = 1 << 20
 
 
@@ -42,31 +44,67 @@ def _fields(record: object) -> dict[str, object]:
     return found
 
 
-def closure_text(closure: Closure) -> str:
-    """Return the verdict, every objection, then the tree of what is mapped and by which rule."""
+def closure_text(closure: Closure, nearby: tuple[str, ...] = ()) -> str:
+    """Return the verdict, every objection, then the tree of what is mapped and by which rule.
+
+    NEARBY: files with the names that are missing, in places where ld.so does not look.
+    """
     verdict = f": {closure.message}" if closure.message else ""
     lines = [f"{closure.library}: {closure.outcome}{verdict}"]
+    lines += _problem_lines(closure)
+    lines += [f"  {path} exists, but nothing leads ld.so there (LD_LIBRARY_PATH would)" for path in nearby]
+    lines += _risk_lines(closure)
+    if closure.loads:
+        lines.append(
+            f"  {_count(len(closure.objects), 'new file')}, {_size(sum(item.size for item in closure.objects))}, in "
+            f"{_size(closure.address_space)} of addresses; {closure.symbols_checked} symbols looked up; "
+            f"{_count(sum(item.constructors for item in closure.objects), 'constructor')} would run"
+        )
     if closure.loader is not None:
         version = ".".join(map(str, closure.loader.version))
-        lines.append(
-            f"  predicted for {closure.loader.path} (glibc {version}); {closure.symbols_checked} symbols checked"
-        )
-    lines += _problem_lines(closure)
-    lines += _risk_lines(closure)
-    lines.append("")
-    lines += _tree(closure)
+        lines.append(f"  predicted for glibc {version}, {closure.loader.path}, in {_program(closure)}")
+    tree = _tree(closure)
+    if tree and (closure.objects or len(tree) > 1):
+        lines += ["", *tree, *_present(closure)]
     return "\n".join(lines)
+
+
+def _size(count: int) -> str:
+    return f"{count / MEGABYTE:.1f} MB" if count >= MEGABYTE else f"{-(-count // 1024)} kB"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _program(closure: Closure) -> str:
+    assert closure.loader is not None
+    program = closure.process[0] if closure.process else ""
+    bare = os.path.realpath(closure.loader.path) == program
+    return "a program that needs libc alone (--exe FILE: in that one)" if bare else program
 
 
 def _problem_lines(closure: Closure) -> list[str]:
     direct = [item for item in closure.problems if not item.follows]
-    lines = [f"  problem: {item.text}{_needed_by(item.requester)}" for item in direct[:PROBLEMS_SHOWN]]
+    lines: list[str] = []
+    for item in direct[:PROBLEMS_SHOWN]:
+        if len(direct) > 1 or item.requester or item.text != closure.message:
+            lines.append(f"  problem: {item.text}{_needed_by(item.requester)}")
+        if item.kind == "file":  # ld.so's message does not say it
+            asked = next((name for name in closure.dependencies if name.name == item.subject), None)
+            passed = _unusable(asked) if asked is not None else {}
+            lines += [f"    passed over: {path}: {why}" for path, why in passed.items() if why not in item.text]
     if len(direct) > PROBLEMS_SHOWN:
         lines.append(f"  ... and {len(direct) - PROBLEMS_SHOWN} more problems")
     follow = len(closure.problems) - len(direct)
     if follow:
-        lines.append(f"  {follow} symbols or versions are missing with it")
+        lines.append(f"  {follow} symbols or versions are missing because of it")
     return lines
+
+
+def _unusable(item: Dependency) -> dict[str, str]:
+    """Return {path: why} of the files that were there for ITEM and not taken."""
+    return {tried.path: tried.verdict for tried in item.tried if item.path is None and tried.verdict not in ABSENT}
 
 
 def _needed_by(requester: str) -> str:
@@ -83,23 +121,39 @@ def _risk_lines(closure: Closure) -> list[str]:
     return lines
 
 
+def _rule(rule: str) -> str:
+    """Return RULE with the base name of the object it speaks of."""
+    words, of, path = rule.partition(" of /")
+    return f"{words} of {os.path.basename(path)}" if of else rule
+
+
 def _tree(closure: Closure) -> list[str]:
+    """Each file once, below the object whose request mapped it: which is breadth first, as ld.so maps."""
     children: dict[str, list[Dependency]] = {}
     for item in closure.dependencies:
-        children.setdefault(item.requester, []).append(item)
+        if item.rule != ALREADY:
+            children.setdefault(item.requester, []).append(item)
     sizes = {item.path: item.size for item in closure.objects}
     lines: list[str] = []
     shown: set[str] = set()
     stack = [(item, 0) for item in reversed(children.get("", []))]
     while stack:
         item, depth = stack.pop()
-        path = item.path or "NOT FOUND"
-        size = f", {sizes[path] / MEGABYTE:.1f} MB" if path in sizes and path not in shown else ""
-        lines.append(f"{'  ' * depth}{item.name} => {path}   [{item.rule or 'not found'}{size}]")
+        path = item.path or ("NOT USABLE" if _unusable(item) else "NOT FOUND")
+        size = f", {_size(sizes[path])}" if path in sizes and path not in shown else ""
+        name = os.path.basename(item.name) if path == item.name else item.name
+        lines.append(f"{'  ' * depth}{name} => {path}   [{_rule(item.rule) or 'not found'}{size}]")
         if item.path is not None and item.path not in shown and item.path in sizes:
             shown.add(item.path)
             stack += [(child, depth + 1) for child in reversed(children.get(item.path, []))]
     return lines
+
+
+def _present(closure: Closure) -> list[str]:
+    """What was asked for and in the process before."""
+    before = set(closure.process)
+    found = {item.name: item.path for item in closure.dependencies if item.rule == ALREADY and item.path in before}
+    return [f"already in the process: {name} => {path}" for name, path in found.items()]
 
 
 def explain_text(closure: Closure, name: str) -> str:
@@ -109,9 +163,22 @@ def explain_text(closure: Closure, name: str) -> str:
         asked = ", ".join(dict.fromkeys(dependency.name for dependency in closure.dependencies))
         return f"{name}: nobody asks for it. Asked for: {asked}"
     who = os.path.basename(item.requester) if item.requester else "the program"
-    lines = [f"{item.name}, asked for by {who} => {item.path or 'NOT FOUND'}   [{item.rule or 'not found'}]"]
-    lines += [f"  tried {tried.path}: {tried.verdict}   [{tried.rule}]" for tried in item.tried]
-    lines += [f"  would be next: {path}   [{rule}]" for path, rule in item.shadows]
+    found = item.path or ("NOT USABLE" if _unusable(item) else "NOT FOUND")
+    lines = [f"{item.name}, asked for by {who} => {found}   [{_rule(item.rule) or 'not found'}]"]
+    if item.rule == ALREADY:
+        lines.append("  an object of this name, or with this DT_SONAME, was loaded before: nothing is searched")
+    subdirectories = [place for place in (closure.loader.subdirectories if closure.loader else ()) if place]
+    left_out: dict[str, None] = {}
+    for tried in item.tried:
+        inside = next((place for place in subdirectories if tried.path.endswith(place + item.name)), None)
+        if inside is not None and tried.verdict in ABSENT:
+            left_out[inside] = None
+            continue
+        here = "" if "/" in tried.path else " in the current directory (an empty element of the path)"
+        lines.append(f"  tried {tried.path}{here}: {tried.verdict}   [{_rule(tried.rule)}]")
+    if left_out:
+        lines.append(f"  not there either: the capability subdirectories {' '.join(left_out)}")
+    lines += [f"  would be next: {path}   [{_rule(rule)}]" for path, rule in item.shadows]
     return "\n".join(lines)
 
 

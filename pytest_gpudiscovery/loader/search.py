@@ -23,6 +23,8 @@ DEFAULT = "default directories"
 LIBRARY_PATH = "LD_LIBRARY_PATH"
 PATH = "path"  # the name had a slash
 DIRECTORIES = 4096  # in one list; more is a hostile file
+CANDIDATES = 1 << 24  # bytes of the paths that one process looks at, each with CANDIDATE more for the record of it
+CANDIDATE = 256
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class Search:
         self.cache = Cache(root, f"{loader.configuration}/{CACHE}", loader.rules, loader.hwcaps, loader.legacy_mask)
         self.main: Requester | None = None
         self.errno = 0
+        self._left = CANDIDATES
         self._exists: dict[str, bool] = {}
         self._lists: dict[tuple[str, str, str], list[str]] = {}
 
@@ -162,10 +165,17 @@ class Search:
 
     # -- candidates
 
+    def _spend(self, path: str) -> None:
+        """Count one more candidate; raises Refused when a hostile file asks for too many."""
+        self._left -= len(path) + CANDIDATE
+        if self._left < 0:
+            raise Refused("too many places to search", path, problems.UNSUPPORTED)
+
     def _try(self, path: str, rule: str, tried: list[Tried], state: list[bool]) -> Elf | None:
         """open_verify: the Elf, or None to go on; raises Refused. `state[0]` remembers an ELF file of the other
         class.
         """
+        self._spend(path)
         try:
             found = Elf(self.root, path)
         except Skipped as skipped:
@@ -193,6 +203,7 @@ class Search:
                 exists = True if not directory.startswith("/") else self._exists.get(place)
                 if exists is False:
                     if not subdirectory:
+                        self._spend(place)
                         tried.append(Tried(place, rule, "no such directory"))
                     continue
                 found = self._try(place + name, rule, tried, state)
@@ -247,6 +258,8 @@ class Search:
 
     def shadowed(self, name: str, used: str, requester: Requester | None) -> list[tuple[str, str]]:
         """Return (file, rule) of what would be looked at after USED if it were not there; nothing is opened."""
+        if self._left <= 0:
+            return []
         found: dict[str, str] = {}
         cached = self.cache.lookup(name)
         places = self.stages(requester)
@@ -259,7 +272,8 @@ class Search:
                     known = (directory + subdirectory for subdirectory in self.loader.subdirectories)
                     candidates = [place + name for place in known if self._exists.get(place) is not False]
                 for candidate in candidates:
-                    if candidate not in found and self.root.exists(candidate):
+                    self._left -= len(candidate)
+                    if candidate not in found and self._left > 0 and self.root.exists(candidate):
                         found[candidate] = rule
         files = list(found)
         return [(path, found[path]) for path in files[files.index(used) + 1 :]] if used in found else []

@@ -10,7 +10,7 @@ from struct import Struct
 
 from pytest_gpudiscovery.loader import elf as e
 from pytest_gpudiscovery.loader.elf import Elf
-from pytest_gpudiscovery.loader.problems import ABORT, SIGBUS, SIGSEGV, UNSUPPORTED, Refused
+from pytest_gpudiscovery.loader.problems import ABORT, HANGS, SIGBUS, SIGSEGV, UNSUPPORTED, Refused
 from pytest_gpudiscovery.loader.rules import Rules
 from pytest_gpudiscovery.loader.versions import HIDDEN, INDEX, Version, Versions
 
@@ -24,7 +24,7 @@ RELOCATION = 24  # bytes of an Elf64_Rela
 BATCH = 1 << 13  # relocations per read
 RELOCATION_BYTES = 1 << 28
 SYMBOLS_NAMED = 1 << 17
-LINKS = 1 << 20  # steps in the hash chains of one object; an honest lookup takes a handful
+LINKS = 1 << 19  # steps in the hash chains of one object; an honest lookup takes a handful
 HASHES_KEPT = 1 << 15  # bytes of hash buckets and chains that are read at once
 TABLE_KEPT = 1 << 18  # bytes of a symbol table that is read at once
 BLOOM_KEPT = 1 << 20  # bytes of a Bloom filter that is read at once
@@ -196,17 +196,19 @@ class Symbols:
             if value & 1:
                 self._links -= at - index
                 return found
-        raise Refused("a hash chain does not end", self.elf.name, UNSUPPORTED)
+        raise Refused("its hash chains are too long", self.elf.name, UNSUPPORTED)
 
     def _sysv_chain(self, name: bytes) -> list[int]:
         index = self._hash_word(sysv_hash(name) % self.buckets)
         found: list[int] = []
         while index:
-            if self._links <= 0:
-                raise Refused("a hash chain does not end", self.elf.name, UNSUPPORTED)
-            self._links -= 1
+            if len(found) > self.elf.file.size // WORD.size:
+                raise Refused("a hash chain in it does not end: ld.so searches for ever", self.elf.name, HANGS)
             found.append(index)
             index = self._hash_word(self.buckets + index)
+        self._links -= len(found)
+        if self._links < 0:
+            raise Refused("its hash chains are too long", self.elf.name, UNSUPPORTED)
         return found
 
     def _hash_word(self, place: int) -> int:

@@ -12,7 +12,7 @@ NEEDED_FILE = Struct("<HHIII")
 NEEDED_VERSION = Struct("<IHHII")
 DEFINITION = Struct("<HHHHIII")
 DEFINITION_NAME = Struct("<I")
-RECORDS = 1 << 16  # an index has 15 bits: no honest file has more
+RECORDS = 1 << 15  # an index has 15 bits: no honest file has more
 HIDDEN, INDEX = 0x8000, 0x7FFF
 VER_FLG_WEAK = 2
 

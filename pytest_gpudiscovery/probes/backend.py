@@ -73,6 +73,8 @@ def second(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
                 done = parts[reader].endswith(END) or (reader in ready and not data)
                 status = _status(pids[readers[reader]], wait=done)
                 if done or status is not None:
+                    if not done and select.select([reader], [], [], 0)[0]:
+                        parts[reader] += os.read(reader, ANSWER)  # written between the look and its end
                     os.close(reader)
                     name = readers.pop(reader)
                     answers[name] = _answer(parts[reader], status, time.monotonic() - began)

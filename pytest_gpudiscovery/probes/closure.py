@@ -263,15 +263,28 @@ def closure(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
             library = here
     with journal.step(f"predict dlopen({library})"):
         found = predict(library, env=request["env"], cwd=request["cwd"], exe=request["exe"])
+    with journal.step("look beside it for what is missing"):
+        near = nearby(library, found.missing)
     name = request["explain"]
     asked = found.of(name) if name else None
     return {
         "outcome": found.outcome,
         "json": render.closure_json(found),
-        "text": render.explain_text(found, name) if name else render.closure_text(found),
+        "text": render.explain_text(found, name) if name else render.closure_text(found, near),
         "known": asked is not None,
         "used": asked.path if asked is not None else None,
     }
+
+
+def nearby(library: str, missing: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the files called as one of the MISSING, in LIBRARY's directory or the one above."""
+    if "/" not in library:
+        return ()
+    here = os.path.dirname(os.path.realpath(library))
+    places = [
+        os.path.join(place, name) for name in missing if "/" not in name for place in (here, os.path.dirname(here))
+    ]
+    return tuple(path for path in places if os.path.isfile(path))
 
 
 def fatbin_of(request: dict[str, Any], journal: Journal) -> dict[str, Any]:

@@ -290,4 +290,9 @@ def open_view(spec: dict[str, Any]) -> HostView:
 
         return RootView(spec["path"], spec["pid"])
     with open(spec["path"], encoding="utf-8") as file:
-        return RecordedView(json.load(file)["entries"])
+        recorded = RecordedView(json.load(file)["entries"])
+    if spec.get("live"):
+        from pytest_gpudiscovery.probes.overlayview import OverlayView  # noqa: PLC0415 - rare, and it imports this
+
+        return OverlayView(recorded, spec["live"])
+    return recorded

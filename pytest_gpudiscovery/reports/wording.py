@@ -128,6 +128,9 @@ def _because(verdict: Verdict, numbers: Mapping[str, int]) -> str:
     if verdict.verdict is State.INCOMPLETE:
         return _missing(verdict, numbers)
     if verdict.verdict is State.DEGRADED:
+        if verdict.blockers:
+            first = verdict.blockers[0]
+            return f" by {label(numbers.get(first.stage, 0), first.stage)}: {first.summary}"
         record = next((r for r in verdict.stages if r.outcome in _COMPLAINTS), None)
         return f" by {label(numbers.get(record.name, 0), record.name)}: {record.summary}" if record else _noted(verdict)
     return f": {_counted(verdict)} in {verdict.duration_s:.1f} s"

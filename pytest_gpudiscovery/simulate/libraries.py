@@ -10,6 +10,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 RPATH, RUNPATH = "DT_RPATH", "DT_RUNPATH"
+OLLAMA = (
+    "ollama.c",
+    "ollama_runner.c",
+    "ollama_ggml.c",
+    "ollama_spawn.c",
+    "ollama_bootstrap.c",
+    "ollama_bootstrap_c.c",
+    "ollama_probe.c",
+    "ollama_serve.c",
+    "golog.c",
+)
 MAJORS = ("12", "13")  # of CUDA
 LAYOUTS = ("b", "c")  # of csrc/ggml.h
 
@@ -98,7 +109,7 @@ LIBRARIES: dict[str, Library] = {
     "libmlxc": _own(
         "libmlxc", "mlx.c", soname="libmlxc.so", links=("libmlx",), run_path=RUNPATH, defines={"SIM_MLX": "1"}
     ),
-    "ollama": _own("ollama", "ollama.c", program=True, defines={"SIM_PROGRAM": "1"}),
+    "ollama": _own("ollama", *OLLAMA, program=True, defines={"SIM_PROGRAM": "1"}),
     "llama-server": _own(
         "llama-server",
         "llama_server.c",

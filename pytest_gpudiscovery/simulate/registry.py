@@ -13,6 +13,7 @@ from typing import Any
 from pytest_gpudiscovery.simulate import (
     faults_answers,
     faults_backend,
+    faults_discovery,
     faults_environment,
     faults_gpu,
     faults_hang,
@@ -33,6 +34,7 @@ TABLES = (
     faults_ollama,
     faults_loading,
     faults_backend,
+    faults_discovery,
 )
 
 

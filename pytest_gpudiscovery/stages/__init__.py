@@ -7,7 +7,8 @@ import importlib
 
 from pytest_gpudiscovery.stages.spec import Judgement, Plan, StageInput, StageSpec
 
-BUILT = (
+# Every stage of the contract, for checking options without importing one.
+NAMES = (
     "package",
     "service",
     "loopback",
@@ -19,6 +20,9 @@ BUILT = (
     "closure",
     "load",
     "backend",
+    "bootstrap",
+    "serve",
+    "upgrade",
 )
 
 
@@ -36,12 +40,8 @@ def _later(number: int, name: str, title: str, after: tuple[str, ...]) -> StageS
     return StageSpec(number, name, title, after, 0.0, (), plan, _no_judgement, built=False)
 
 
-LATER = (
-    _later(12, "bootstrap", "Ollama's own discovery child", ("package", "service")),
-    _later(13, "serve", "a private ollama serve", ("bootstrap",)),
-    _later(14, "upgrade", "candidate against installed", ("bootstrap",)),
-)
-NAMES = (*BUILT, *(stage.name for stage in LATER))  # for checking options without importing a stage
+LATER: tuple[StageSpec, ...] = ()
+BUILT = tuple(name for name in NAMES if name not in {stage.name for stage in LATER})
 
 
 @functools.cache

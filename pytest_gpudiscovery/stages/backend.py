@@ -14,7 +14,7 @@ from pytest_gpudiscovery.model import Check, Outcome, StageRecord
 from pytest_gpudiscovery.probes.childenv import gpu_directory_environment
 from pytest_gpudiscovery.stages import backend_pass, closure, second_pass
 from pytest_gpudiscovery.stages.closure import directories, kept
-from pytest_gpudiscovery.stages.endings import HANG_OUTCOMES, defect
+from pytest_gpudiscovery.stages.endings import HANG_OUTCOMES, defect, stuck
 from pytest_gpudiscovery.stages.identity import integer, mapping, objects, string
 from pytest_gpudiscovery.stages.looking import in_order
 from pytest_gpudiscovery.stages.runtime import AnyName
@@ -48,7 +48,7 @@ def plan(
     context: RunContext, prior: Mapping[str, StageRecord], results: Mapping[str, ChildResult]
 ) -> tuple[str, Probe] | None:
     """Ask one directory after another, the second pass right behind the first."""
-    if any(result.ending in HANG_OUTCOMES for result in results.values()):
+    if any(stuck(result) for result in results.values()):
         return None  # a second child may make a stuck driver worse
     package, driver = (mapping(prior[name].facts if name in prior else None) for name in ("package", "driver"))
     lib = string(package.get("lib_dir"))
@@ -130,7 +130,13 @@ def judge(given: StageInput) -> Judgement:
         "backends": [{"directory": name, **backend_pass.facts(given.observed(name))} for name in judged],
         "views": backend_pass.views({name: given.observed(name) for name in judged}, driver),
     }
-    return Judgement(in_order(checks), _summary(given, list(judged), good), facts, outcome=_forced(given, good))
+    return Judgement(
+        in_order(checks),
+        _summary(given, list(judged), good),
+        facts,
+        outcome=_forced(given, good),
+        stuck=any(stuck(result) for result in given.results.values()),
+    )
 
 
 def _era(given: StageInput) -> str:

@@ -128,11 +128,25 @@ def _devices(
     checks: list[Check] = []
     for device in devices:
         ordinal = integer(device.get("ordinal"))
-        checks += _device(device, mapping(gpus.get(ordinal)), ordinal or 0, era, busy, subject)
+        checks += _device(device, _same(device, gpus) or mapping(gpus.get(ordinal)), ordinal or 0, era, busy, subject)
     if not any(check.prerequisite == "P89" for check in checks):
         observed = [{key: device.get(key) for key in ("name", "description", "memory_total")} for device in devices]
         checks.append(passed("P89", subject=subject, observed=observed))
     return checks
+
+
+def _same(device: Facts, gpus: Mapping[int | None, Facts]) -> Facts:
+    """Return the GPU that DEVICE says it is, {} when it names none: ggml may list them in another order than CUDA."""
+    props = mapping(device.get("props"))
+    for key, theirs, canonical in (
+        ("uuid", props.get("id"), identity.uuid),
+        ("pci", props.get("device_id"), identity.pci),
+    ):
+        mine = canonical(theirs)
+        for gpu in gpus.values():
+            if mine and canonical(gpu.get(key)) == mine:
+                return gpu
+    return {}
 
 
 def _device(

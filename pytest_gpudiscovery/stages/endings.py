@@ -11,6 +11,16 @@ HANG_OUTCOMES = {Ending.TIMED_OUT: Outcome.TIMED_OUT, Ending.UNKILLABLE: Outcome
 LOADER_ABORTS = 127  # ld.so's own assertions end the process so (elf/dl-minimal.c, __assert_fail)
 
 
+def stuck(result: ChildResult) -> bool:
+    """Whether the driver should be left alone after RESULT: a child that cannot be killed, or that waited in a call.
+
+    One that computed in user space until SIGKILL ended it (PTX that is compiled, a shim that spins) holds nothing.
+    """
+    if result.ending is Ending.TIMED_OUT:
+        return not str(result.evidence.get("blocked_in", "")).startswith("running")
+    return result.ending is Ending.UNKILLABLE
+
+
 def defect(result: ChildResult) -> bool:
     """Whether the child's end says something of the gate and nothing of the host."""
     if result.ending is Ending.NOT_SPAWNED:

@@ -75,7 +75,7 @@ def _in_its_own_cgroup(checks: list[Check], service: Mapping[str, Any]) -> list[
     """Return CHECKS with P35 open where the nodes were opened from another device cgroup than the service's."""
     if not service or service.get("applied"):
         return checks
-    reason = "opened from the gate's own cgroup; that of the service is judged in stage 02 (P91)"
+    reason = "opened from the gate's own cgroup; that of the service is judged in stage 02 (P111)"
     return [
         unknown("P35", reason, Kind.OBSERVABILITY) if c.prerequisite == "P35" and c.finding is None else c
         for c in checks

@@ -23,6 +23,7 @@ STOPS = {
     RELOCATING: "load.relocation.hang",
 }
 SIGNALS = {7: "load.sigbus"}  # SIGBUS: a page of a mapped file could not be read
+LOADER_SAYS = "ld.so"  # "Inconsistency detected by ld.so: …"; a constructor may call exit(127) as well
 TAIL = 2000  # characters of stderr that a finding carries
 
 
@@ -79,7 +80,8 @@ def _cause(result: ChildResult, doing: str) -> str:
     if result.ending is Ending.NO_ANSWER:
         return "load.exits"
     if result.ending is Ending.EXITED:
-        return "load.loader_aborts" if result.exit_code == LOADER_ABORTS else "load.exits"
+        ours = result.exit_code == LOADER_ABORTS and LOADER_SAYS in result.stderr
+        return "load.loader_aborts" if ours else "load.exits"
     return SIGNALS.get(result.signal or 0, "load.crash")
 
 

@@ -78,7 +78,7 @@ def _no_ollama(given: StageInput, binary: Mapping[str, Any], seen: Mapping[str, 
     if wanted:
         facts = {"wanted": wanted, "tried": tried}
         first = found("package.ollama.unusable", facts, expected="an ollama binary", observed=binary.get("problem"))
-    elif target in WITHOUT_OLLAMA:
+    elif target in WITHOUT_OLLAMA or given.context.candidate_path:
         reason = f"no Ollama on this host; {target} does not need one"
         checks = tuple(not_applicable(row, reason) for row in ROWS)
         return Judgement(checks, "no Ollama on this host", _facts(seen, given), applicable=False)

@@ -1,7 +1,7 @@
 """The part of stage 11 that repeats Ollama's second pass: one process for each device, all at once.
 
-What Ollama gives each of them depends on its version: CUDA_VISIBLE_DEVICES=<UUID> (0.12.4 to 0.12.6 and from 0.13.2),
-no filter at all (0.13.1), no second pass for CUDA (0.12.7 to 0.13.0), the device's index (from 0.30.0).
+What Ollama gives each of them depends on its version: CUDA_VISIBLE_DEVICES=<UUID> (0.12.4 to 0.12.9 and from 0.13.2),
+no filter at all (0.13.1), no second pass for CUDA (0.12.10 to 0.13.0), the device's index (from 0.30.0).
 GGML_CUDA_INIT=1 makes ggml assert that it was compiled for the device (0.13.1 to 0.24.0).
 """
 
@@ -34,7 +34,7 @@ def filter_of(version: str | None) -> str:
         return INDEX
     if number == (0, 13, 1):
         return ALL
-    return NONE if (0, 12, 7) <= number < (0, 13, 1) else UUID
+    return NONE if (0, 12, 10) <= number < (0, 13, 1) else UUID
 
 
 def devices(
@@ -93,7 +93,7 @@ def judge(
 
 def _not_made(how: str, first: Facts, busy: Mapping[int, list[int]], subject: str) -> list[Check]:
     if how == NONE:
-        reason = "this Ollama makes no second pass for CUDA (0.12.7 to 0.13.0)"
+        reason = "this Ollama makes no second pass for CUDA (0.12.10 to 0.13.0)"
         return [
             not_applicable("P56", reason, subject=subject),
             not_applicable("P58", reason, Kind.RISK, subject=subject),

@@ -1,4 +1,4 @@
-"""Judges the service's sandbox (P91, P92, P93) and what the caller's shell has otherwise (P94). Pure.
+"""Judges the service's sandbox (P111, P112, P113) and what the caller's shell has otherwise (P114). Pure.
 
 A unit's settings are judged as they stand, whether or not probes could be started with them: a setting that hides the
 GPU is the cause, and the nodes that a later stage misses are what follows from it.
@@ -15,8 +15,8 @@ from pytest_gpudiscovery.model import Check, CheckOutcome, Kind, Severity
 from pytest_gpudiscovery.stages.service_env import judge_environment
 from pytest_gpudiscovery.stages.spec import found, not_applicable, passed, unknown
 
-ROWS = ("P91", "P92", "P93", "P94")
-KINDS = {"P93": Kind.RISK, "P94": Kind.OBSERVABILITY}
+ROWS = ("P111", "P112", "P113", "P114")
+KINDS = {"P113": Kind.RISK, "P114": Kind.OBSERVABILITY}
 NO_SERVICE = "no service is probed as"
 LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
 # Variables that change discovery without a row of their own: a difference in them is worth a word.
@@ -36,7 +36,7 @@ def judge(
     return [*_devices(seen, service), *_addresses(service, package), *_rest(service), *checks]
 
 
-# --- P91: the device nodes -------------------------------------------------------------------------------------------
+# --- P111: the device nodes -------------------------------------------------------------------------------------------
 
 
 def _devices(seen: Seen, service: Seen) -> list[Check]:
@@ -68,9 +68,9 @@ def _running(service: Seen, name: str) -> list[Check]:
         facts = {"unit": name, "pid": running.get("pid"), "paths": ", ".join(node["path"] for node in denied), "by": by}
         return [found("service.devices.cgroup_denied", facts, observed=denied)]
     if "process" in service and any(node["allowed"] is None for node in nodes):
-        return [unknown("P91", f"the device cgroup of {name}: {devices.get('why')}", observed=nodes)]
+        return [unknown("P111", f"the device cgroup of {name}: {devices.get('why')}", observed=nodes)]
     said = f"{name}: {by} lets the nodes through" if nodes else f"{name} hides no device"
-    return [passed("P91", reason=said, observed=nodes or None)]
+    return [passed("P111", reason=said, observed=nodes or None)]
 
 
 def allowed(service: Seen, node: Seen, drivers: Mapping[str, Sequence[int]]) -> bool:
@@ -93,7 +93,7 @@ def allowed(service: Seen, node: Seen, drivers: Mapping[str, Sequence[int]]) -> 
     return "r" in access and "w" in access
 
 
-# --- P92: address families and addresses -----------------------------------------------------------------------------
+# --- P112: address families and addresses -----------------------------------------------------------------------------
 
 
 def _addresses(service: Seen, package: Seen) -> list[Check]:
@@ -110,7 +110,7 @@ def _addresses(service: Seen, package: Seen) -> list[Check]:
         return [
             found("service.sandbox.loopback_denied", facts, severity=lower, observed={"deny": denied, "allow": let})
         ]
-    return [passed("P92", reason=f"{name} leaves IPv4 and loopback", observed=families)]
+    return [passed("P112", reason=f"{name} leaves IPv4 and loopback", observed=families)]
 
 
 def _covers(entries: Sequence[str]) -> bool:
@@ -127,7 +127,7 @@ def _covers(entries: Sequence[str]) -> bool:
     return False
 
 
-# --- P93: what is not known to be harmless ---------------------------------------------------------------------------
+# --- P113: what is not known to be harmless ---------------------------------------------------------------------------
 
 
 def _rest(service: Seen) -> list[Check]:
@@ -141,7 +141,7 @@ def _rest(service: Seen) -> list[Check]:
     if state.startswith(("D", "T", "t")):
         facts = {"unit": name, "state": state, "pid": (service.get("process") or {}).get("pid")}
         checks.append(found("service.process.stuck", facts, observed=state))
-    return checks or [passed("P93", Kind.RISK, reason=f"{name} has no other setting that is known to matter")]
+    return checks or [passed("P113", Kind.RISK, reason=f"{name} has no other setting that is known to matter")]
 
 
 def _name(service: Seen) -> str:
@@ -153,13 +153,13 @@ def _files(service: Seen) -> str:
     return ", ".join(service.get("files") or []) or "its unit"
 
 
-# --- P94: the caller's shell -----------------------------------------------------------------------------------------
+# --- P114: the caller's shell -----------------------------------------------------------------------------------------
 
 
 def _differences(seen: Seen, env: Mapping[str, str], caller_env: Mapping[str, str], package: Seen) -> list[Check]:
     """Say where a try from the caller's shell would end otherwise than the service does."""
     if not caller_env:
-        return [not_applicable("P94", "probes have the caller's own environment", Kind.OBSERVABILITY)]
+        return [not_applicable("P114", "probes have the caller's own environment", Kind.OBSERVABILITY)]
     names = sorted(name for name in {*env, *caller_env} if name in COMPARED or name.startswith(COMPARED_PREFIXES))
     other = [name for name in names if env.get(name) != caller_env.get(name)]
     ours, theirs = (_failing(judge_environment(seen, variables, package)) for variables in (env, caller_env))
@@ -173,7 +173,7 @@ def _differences(seen: Seen, env: Mapping[str, str], caller_env: Mapping[str, st
     if other:
         counted = {"count": len(other), "names": ", ".join(other[:DIFFERENCES_SHOWN])}
         return [found("service.differs.environment", counted, observed=other)]
-    return [passed("P94", Kind.OBSERVABILITY, reason="the caller's shell has the same variables that matter")]
+    return [passed("P114", Kind.OBSERVABILITY, reason="the caller's shell has the same variables that matter")]
 
 
 def _failing(checks: Sequence[Check]) -> set[str]:

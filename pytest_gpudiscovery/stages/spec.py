@@ -22,6 +22,7 @@ class RunContext:
     profile: Mapping[str, Any]  # what this host must be (profiles/)
     simulated: Mapping[str, Any] | None = None  # for the reports only: no stage may branch on it
     ollama_path: str | None = None  # what --gpu-ollama names; an archive is unpacked by then
+    candidate_path: str | None = None  # the Ollama that is about to be installed (--gpu-ollama-candidate)
     hints: tuple[tuple[str, str], ...] = ()  # (source, path) of binaries that the adopted service names
     allow_busy: bool = False
     scale: float = 1.0  # factor on every deadline

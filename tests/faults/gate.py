@@ -18,6 +18,7 @@ from pytest_gpudiscovery.verdict import conclude
 
 # Deadlines for hangs that are meant: long enough for a loaded machine to reach the call, short enough to wait for.
 HANG_DEADLINES = {"service": 8.0, "nvml": 3.0, "driver": 3.0, "enumeration": 10.0, "runtime": 3.0}
+HANG_DEADLINES |= {"load": 3.0, "backend": 3.0}
 NOBODY = Identity(65534, 65534, (65534,), "nobody")
 
 
@@ -25,7 +26,7 @@ def run_gate(
     text: str,
     *,
     as_nobody: bool = False,
-    until: str = "runtime",
+    until: str | None = "runtime",
     profile: str = "any",
     hangs: bool = False,
     **changes: Any,

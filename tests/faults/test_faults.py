@@ -10,6 +10,7 @@ import pytest
 from tests.faults.gate import primary, run_gate, warnings
 
 ROOT = os.geteuid() == 0
+HANGS = (".pause", ".spin", ".futex", ".hang", ".module_loading_eager")
 Row = tuple[str, str, str, str, str, str]
 
 
@@ -37,7 +38,7 @@ def asked(text: str) -> tuple[str, str, str]:
 def test_a_fault_is_named(row: Row) -> None:
     text, user, verdict, stage, outcome, cause = row
     host, fault, until = asked(text)
-    slow = fault.startswith(("hang.", "shim.", "ctor."))
+    slow = fault.startswith(("hang.", "shim.", "ctor.")) or fault.endswith(HANGS)
     nobody = user in ("nobody", "dropped") and ROOT
     found = run_gate(f"{host}:{fault}", as_nobody=nobody, until=until, hangs=slow)
     seen = (found.verdict.value, *primary(found))
@@ -58,6 +59,13 @@ def test_the_table_is_as_large_as_it_claims() -> None:
 def test_a_healthy_host_is_ready(host: str) -> None:
     found = run_gate(host)
     assert (found.verdict.value, warnings(found)) == ("ready", set())
+
+
+@pytest.mark.parametrize("host", ["h100-ollama", "h100-ollama-c", "h100x2-ollama"])
+def test_a_healthy_host_with_an_ollama_is_ready_up_to_its_backend(host: str) -> None:
+    found = run_gate(host, until="backend")
+    assert (found.verdict.value, warnings(found)) == ("ready", set())
+    assert all("ggml" in gpu["views"] for gpu in found.gpus)
 
 
 @pytest.mark.parametrize(("host", "cause"), [("none", "kernel.pci.none"), ("no-driver", "kernel.module.not_loaded")])

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import struct
 
+from pytest_gpudiscovery.loader.elf import DT_HASH, Elf
+from pytest_gpudiscovery.loader.files import Root
+from pytest_gpudiscovery.loader.rules import NEWEST, rules_for
+from pytest_gpudiscovery.loader.symbols import WORD2
 from tests.loader.oracle import Builder, Case
 
 V1 = "V1 { global: vf; local: *; };\n"
@@ -78,6 +82,20 @@ def symbol_found_by_sysv_hash(b: Builder) -> Case:
 def symbol_missing_with_sysv_hash(b: Builder) -> Case:
     b.library("z/libw.so", "int vf(void) { return 1; }", flags=("-Wl,--hash-style=sysv",))
     root = b.library("root.so", USER, needs=("z/libw.so",))
+    return Case(root, {"LD_LIBRARY_PATH": str(b / "z")}, loads=False)
+
+
+def sysv_hash_chain_that_loops(b: Builder) -> Case:
+    """Every bucket begins with symbol 1, which follows itself: a name that is not symbol 1 is searched for ever."""
+    path = b.library("z/libw.so", "int only(void) { return 1; }", flags=("-Wl,--hash-style=sysv",))
+    elf = Elf(Root(), path).load(rules_for(NEWEST))
+    at = elf.locate(elf.dynamic[DT_HASH])
+    buckets, _ = elf.fields(WORD2, at)
+    elf.close()
+    b.patch("z/libw.so", at + 8, struct.pack("<I", 1) * buckets)
+    b.patch("z/libw.so", at + 8 + 4 * buckets + 4, struct.pack("<I", 1))
+    source = "__attribute__((weak)) int nowhere(void); int f(void) { return nowhere ? nowhere() : 0; }"
+    root = b.library("root.so", source, needs=("z/libw.so",))
     return Case(root, {"LD_LIBRARY_PATH": str(b / "z")}, loads=False)
 
 

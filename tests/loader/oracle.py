@@ -181,7 +181,7 @@ def _inside(case: Case, words: list[str]) -> list[str]:
     return [*namespace, "sh", "-ec", "; ".join([*before, 'exec env -i "$@"']), "sh", *pairs, *words]
 
 
-def _run(case: Case, words: list[str]) -> tuple[int | None, str, str]:
+def run_case(case: Case, words: list[str], seconds: float = SECONDS) -> tuple[int | None, str, str]:
     """Return (exit status or None when it hangs, stdout, stderr) of a child in the circumstances of CASE."""
     wrapped = _inside(case, words)
     child = subprocess.Popen(
@@ -196,11 +196,12 @@ def _run(case: Case, words: list[str]) -> tuple[int | None, str, str]:
         stderr=subprocess.PIPE,
         text=True,
         errors="surrogateescape",
+        start_new_session=True,
     )
     try:
-        output, errors = child.communicate(timeout=SECONDS)
+        output, errors = child.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        child.kill()
+        os.killpg(child.pid, signal.SIGKILL)  # what a script started holds its pipes
         child.communicate()
         return None, "", ""
     return child.returncode, output, errors
@@ -211,7 +212,7 @@ def real(case: Case, probe: str) -> Answer:
     words = [case.exe or probe]
     for path, into_global in case.opened:
         words += ["-g" if into_global else "-p", path]
-    status, output, errors = _run(case, [*words, case.library])
+    status, output, errors = run_case(case, [*words, case.library])
     old, new, message = [], [], ""
     outcome = {None: "hangs", -signal.SIGBUS: "sigbus", -signal.SIGSEGV: "sigsegv"}.get(
         status, f"exit {status}: {errors[-200:]}"

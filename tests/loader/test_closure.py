@@ -184,9 +184,56 @@ def test_rendering_puts_problems_first(build: Builder) -> None:
     lines = text.splitlines()
     assert lines[0].startswith(f"{root}: error: libp.so: cannot open")
     assert "  problem: libp.so: cannot open shared object file: No such file or directory   (for root.so)" in lines
-    assert "  1 symbols or versions are missing with it" in lines
-    assert f"{root} => {root}   [path, 0.0 MB]" in lines
+    assert "  1 symbols or versions are missing because of it" in lines
+    assert any(line.startswith(f"root.so => {root}   [path, ") and line.endswith(" kB]") for line in lines)
     assert "  libp.so => NOT FOUND   [not found]" in lines
+
+
+def test_a_file_that_is_there_but_not_taken_is_said(build: Builder) -> None:
+    """ld.so's own words are "No such file or directory"."""
+    build.library("z/libp.so")
+    root = build.library("root.so", needs=("z/libp.so",))
+    build.patch("z/libp.so", 18, b"\xb7\0")
+    lines = closure_text(predict(root, env={"LD_LIBRARY_PATH": str(build / "z")})).splitlines()
+    assert f"    passed over: {build / 'z/libp.so'}: built for another machine: aarch64" in lines
+    assert "  libp.so => NOT USABLE   [not found]" in lines
+    for offset, content, words in ((4, b"\1", "wrong ELF class: ELFCLASS32"), (5, b"\2", "not little-endian")):
+        alone = build.library("alone.so")
+        build.patch("alone.so", offset, content)
+        text = closure_text(predict(alone, env={}))
+        assert words in text.splitlines()[0]
+        assert "=>" not in text  # no tree of one file that is refused
+
+
+def test_the_tree_shows_each_file_where_it_was_mapped(build: Builder) -> None:
+    """Breadth first: root's own request maps libq.so, although libp.so needs it too and comes first."""
+    build.library("z/libq.so")
+    build.library("z/libp.so", needs=("z/libq.so",))
+    root = build.library("root.so", needs=("z/libp.so", "z/libq.so"))
+    lines = closure_text(predict(root, env={"LD_LIBRARY_PATH": str(build / "z")})).splitlines()
+    assert [line.partition(" => ")[0] for line in lines if " => " in line and "already" not in line] == [
+        "root.so",
+        "  libp.so",
+        "  libq.so",
+    ]
+    assert any(line.startswith("already in the process: libc.so.6 => ") for line in lines)
+    assert any(line.startswith("  3 new files, ") and "constructors would run" in line for line in lines)
+    assert any(line.endswith("(--exe FILE: in that one)") for line in lines)
+
+
+def test_explaining_leaves_out_what_is_nowhere(build: Builder) -> None:
+    (build / "z").mkdir()
+    build.library("y/libp.so")
+    root = build.library("root.so", needs=("y/libp.so",), flags=(NEW, "-Wl,-rpath,:/y"))
+    closure = predict(root, env={"LD_LIBRARY_PATH": str(build / "z")}, cwd=str(build / "z"))
+    text = explain_text(closure, "libp")
+    assert text.startswith("libp.so, asked for by root.so => NOT FOUND")
+    assert "tried libp.so in the current directory (an empty element of the path)" in text
+    assert "[DT_RUNPATH of root.so]" in text
+    if closure.loader is not None and len(closure.loader.subdirectories) > 1:
+        assert text.count("glibc-hwcaps/x86-64-v2/libp.so") == 0
+        assert text.count("not there either: the capability subdirectories") == 1
+    assert "was loaded before" in explain_text(closure, "libc.so.6")
 
 
 def test_explaining_a_name(build: Builder) -> None:

@@ -238,6 +238,81 @@ def test_masked_capabilities_show() -> None:
     assert "x86-64-v3" not in masked.hwcaps
 
 
+V2, V3 = "cx16 lahf_lm popcnt pni sse4_1 sse4_2 ssse3", "avx avx2 bmi1 bmi2 f16c fma abm movbe xsave"
+HASWELL = f"vendor_id : GenuineIntel\nflags : {V2} {V3}\n"
+SKYLAKE_X = f"vendor_id : GenuineIntel\nflags : {V2} {V3} avx512f avx512bw avx512cd avx512dq avx512vl\n"
+
+
+def old_loader(directory: Path, name: str, *strings: bytes) -> str:
+    """Write what the fallback reads of a loader: its name, and its constants with the default directories."""
+    constants = (b"", b"library path", b"/lib/x86_64-linux-gnu/", b"/usr/lib/x86_64-linux-gnu/", b"/lib/", b"/usr/lib/")
+    (directory / name).write_bytes(b"\x7fELF" + b"\0".join((*constants, b"", *strings)) + b"\0")
+    (directory / name).chmod(0o755)
+    return str(directory / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "strings", "version", "cpu", "hwcaps", "platform"),
+    [
+        ("ld-2.28.so", (), (2, 28), HASWELL, (), "haswell"),
+        ("ld-2.31.so", (), (2, 31), SKYLAKE_X, (), "haswell"),
+        (
+            "ld-linux-x86-64.so.2",
+            (b"ld.so (GNU libc) stable release version 2.33.\n",),
+            (2, 33),
+            HASWELL,
+            (3, 2),
+            "haswell",
+        ),
+        (
+            "ld-linux-x86-64.so.2",
+            (b"GNU C Library (GNU libc) stable release version 2.27.",),
+            (2, 27),
+            "",
+            (),
+            "x86_64",
+        ),
+    ],
+)
+def test_facts_of_loaders_that_cannot_be_asked(
+    tmp_path: Path,
+    name: str,
+    strings: tuple[bytes, ...],
+    version: tuple[int, int],
+    cpu: str,
+    hwcaps: tuple[int, ...],
+    platform: str,
+) -> None:
+    """glibc before 2.34 has no --list-diagnostics: the file tells, and /proc/cpuinfo."""
+    (tmp_path / "cpuinfo").write_text(cpu)
+    found = host_loader(old_loader(tmp_path, name, *strings), cpuinfo=str(tmp_path / "cpuinfo"))
+    assert (found.source, found.version, found.platform) == ("file", version, platform)
+    assert found.directories == ("/lib/x86_64-linux-gnu/", "/usr/lib/x86_64-linux-gnu/", "/lib/", "/usr/lib/")
+    assert found.library == "lib/x86_64-linux-gnu"
+    assert found.hwcaps == tuple(f"x86-64-v{level}" for level in hwcaps)
+    assert found.rules == rules_for(version)
+    legacy = [place for place in found.subdirectories if place and not place.startswith("glibc-hwcaps/")]
+    assert legacy[0] == ("tls/haswell/avx512_1/x86_64/" if cpu == SKYLAKE_X else f"tls/{platform}/x86_64/")
+
+
+def test_a_backported_tunable_is_seen_in_the_file(tmp_path: Path) -> None:
+    assert not host_loader(old_loader(tmp_path, "ld-2.31.so")).rules.surplus_tunables
+    assert host_loader(old_loader(tmp_path, "ld-2.31.so", b"optional_static_tls")).rules.surplus_tunables
+
+
+@pytest.mark.parametrize("script", ["exit 1", "echo 'cannot open --list-diagnostics' >&2; exit 127", "exec sleep 60"])
+def test_a_loader_that_gives_no_answer_is_read_instead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
+) -> None:
+    """What glibc 2.33 does with an option that it does not know, and a loader that never ends."""
+    monkeypatch.setattr("pytest_gpudiscovery.loader.hostld.ANSWER_SECONDS", 0.3)
+    path = tmp_path / "ld-2.32.so"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    found = host_loader(str(path))
+    assert (found.source, found.version, found.directories) == ("file", (2, 32), ("/lib64/", "/usr/lib64/"))
+
+
 @pytest.mark.parametrize("path", ["/lib/ld-musl-x86_64.so.1", "/nonexistent/ld.so", "/etc/hostname"])
 def test_what_is_no_glibc_is_said(path: str) -> None:
     with pytest.raises(Refused) as refused:

@@ -31,6 +31,7 @@ GOOD: dict[str, tuple[str, str, str]] = {
     "gpu_until": ("driver", "kernel", "runtime"),
     "gpu_profile": ("h100", "h200", "any"),
     "gpu_ollama": ("/usr", "/bin", "/etc"),
+    "gpu_ollama_candidate": ("/usr", "/bin", "/etc"),
     "gpu_as": ("systemd:ollama.service", "pid:1", "systemd:x"),
     "gpu_stage_timeout": ("driver=5", "driver=6", "kernel=2"),
     "gpu_report": ("a", "b", "c"),

@@ -89,7 +89,7 @@ def test_without_a_service_the_rows_do_not_apply() -> None:
 def test_loopback_matters_less_to_era_c() -> None:
     for era, outcome in (("B", CheckOutcome.FAILED), ("C", CheckOutcome.WARNED)):
         checks = judge(service("IPAddressDeny=any"), package={"era": era})
-        assert next(check.outcome for check in checks if check.prerequisite == "P92") is outcome
+        assert next(check.outcome for check in checks if check.prerequisite == "P112") is outcome
 
 
 def running(*allowed: bool | None, why: str | None = None) -> dict[str, Any]:
@@ -99,14 +99,14 @@ def running(*allowed: bool | None, why: str | None = None) -> dict[str, Any]:
 
 def test_a_cgroup_that_denies_now_is_found_although_the_unit_allows() -> None:
     checks = judge({**service("DeviceAllow=char-nvidia* rw"), "running": running(True, False, True)})
-    (check,) = (check for check in checks if check.prerequisite == "P91")
+    (check,) = (check for check in checks if check.prerequisite == "P111")
     assert check.outcome is CheckOutcome.FAILED
     assert "PID 7 denies /dev/nvidia0" in check.reason
 
 
 def test_what_a_processs_cgroup_does_not_tell_is_open() -> None:
     given = {"process": {"pid": 7, "state": "S (sleeping)"}, "running": running(None, True, True, why="EPERM")}
-    (check,) = (check for check in judge(given) if check.prerequisite == "P91")
+    (check,) = (check for check in judge(given) if check.prerequisite == "P111")
     assert (check.outcome, check.kind) == (CheckOutcome.UNKNOWN, Kind.BLOCKING)
     assert judge({**given, "running": running(True, True, True)})[0].outcome is CheckOutcome.PASSED
 
@@ -130,7 +130,7 @@ def test_a_process_that_does_not_run_is_said() -> None:
 def test_the_callers_shell_is_compared(env: dict[str, str], caller: dict[str, str], cause: str | None) -> None:
     checks = judge({}, env=env, caller=caller, package=OLLAMA)
     assert causes(checks) == ([cause] if cause else [])
-    (check,) = (check for check in checks if check.prerequisite == "P94")
+    (check,) = (check for check in checks if check.prerequisite == "P114")
     assert check.outcome is CheckOutcome.PASSED  # a note: what blocks has a row of its own
     if cause == "service.differs.outcome" and check.finding is not None:
         assert ("the service fails" if env else "your shell fails") in check.finding.summary

@@ -192,8 +192,8 @@ def test_a_second_pass_that_hangs_and_one_that_is_slow() -> None:
     ("version", "expected"),
     [
         ("0.12.4", "uuid"),
-        ("0.12.6", "uuid"),
-        ("0.12.7", "none"),
+        ("0.12.9", "uuid"),
+        ("0.12.10", "none"),
         ("0.13.0", "none"),
         ("0.13.1", "all"),
         ("0.13.2", "uuid"),
@@ -250,6 +250,18 @@ def test_no_second_child_touches_a_driver_that_hung() -> None:
     assert backend.plan(context(), prior("cuda_v12", "cuda_v13"), hung) is None
     judgement = judged(hung, "cuda_v12", "cuda_v13")
     assert outcome(judgement, hung) is Outcome.TIMED_OUT
+
+
+def test_a_child_that_compiled_until_it_was_killed_leaves_the_driver_free() -> None:
+    steps = (Step("ggml_backend_init", 0.1, None),)
+    evidence = {"blocked_in": "running < __cuda_CallJitEntryPoint (libnvidia-ptxjitcompiler.so.1); state R"}
+    spun = {"cuda_v12": result(Ending.TIMED_OUT, steps=steps, evidence=evidence)}
+    asked = backend.plan(context(), prior("cuda_v12", "cuda_v13"), spun)
+    assert asked is not None
+    assert asked[0] == "cuda_v13"
+    judgement = judged({**spun, **both(name="cuda_v13")}, "cuda_v12", "cuda_v13")
+    assert causes(judgement) == {"backend.init.hang": "warned"}
+    assert judgement.stuck is False
 
 
 def test_nothing_that_loads() -> None:

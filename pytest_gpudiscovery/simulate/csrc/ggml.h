@@ -72,6 +72,21 @@ struct device_c {
     void *context;
 };
 
+/* A stream and a kind of memory, as far as the runner looks at them: whose they are. `functions` are 17 and 7 in layout
+ * b; layout c is never asked. */
+struct backend {
+    void *guid;
+    void (*functions[17])(void);
+    device_t device;
+    void *context;
+};
+struct buffer_type {
+    void (*functions[7])(void);
+    device_t device;
+    void *context;
+    bool no_alloc;
+};
+
 struct caps_b {
     bool async, host_buffer, buffer_from_host_ptr, events;
 };
@@ -106,6 +121,8 @@ struct feature {
 _Static_assert(sizeof(struct reg) == 48 && sizeof(struct device_i) == 120, "registry");
 AT(reg, iface, 8);
 AT(reg, context, 40);
+AT(backend, device, 144);
+AT(buffer_type, device, 56);
 AT(device_b, reset, 120);
 AT(device_b, reg, 128);
 AT(device_b, context, 136);

@@ -116,21 +116,39 @@ static void get_props_c(device_t device, void *to)
     get_memory(device, &props->memory_free, &props->memory_total);
 }
 
-/* Discovery stops before these; a stream would open cuBLAS and map device memory. */
-static void *init_backend(device_t device, const char *parameters)
+/* What the first computation would do; discovery stops before it. */
+static bool offload_op(device_t device, const void *tensor)
 {
     uintptr_t address;
     uint64_t handle;
     void *blas = NULL;
 
-    (void)parameters;
     select_device(of(device)->ordinal);
-    if (ggml_backend_reg_dev_get(&registry, 0) == NULL || cublasCreate_v2(&blas) || cuMemAddressReserve(&address, 1 << 21, 0, 0, 0) ||
-        cuMemCreate(&handle, 1 << 21, "", 0) || cuMemMap(address, 1 << 21, 0, handle, 0) ||
-        cuMemSetAccess(address, 1 << 21, "", 1) || cuMemRelease(handle) || cuMemUnmap(address, 1 << 21) ||
-        cuMemAddressFree(address, 1 << 21))
-        ggml_abort("ggml-cuda.cu", __LINE__, "CUDA error");
-    return blas;
+    return ggml_nbytes(tensor) > 0 && ggml_backend_reg_dev_get(&registry, 0) != NULL && !cublasCreate_v2(&blas) &&
+           !cuMemAddressReserve(&address, 1 << 21, 0, 0, 0) && !cuMemCreate(&handle, 1 << 21, "", 0) &&
+           !cuMemMap(address, 1 << 21, 0, handle, 0) && !cuMemSetAccess(address, 1 << 21, "", 1) &&
+           !cuMemRelease(handle) && !cuMemUnmap(address, 1 << 21) && !cuMemAddressFree(address, 1 << 21);
+}
+
+/* The runner of 0.12.4 to 0.24.0 makes a stream of every device and asks it for its buffer type, but allocates nothing
+ * (v0.16.3:ml/backend/ggml/ggml.go:73 and 361). No CUDA call is made for either. */
+static void *init_backend(device_t device, const char *parameters)
+{
+    struct backend *stream = calloc(1, sizeof *stream);
+
+    (void)parameters;
+    if (!stream)
+        abort();
+    stream->device = device;
+    return stream;
+}
+
+static void *get_buffer_type(device_t device)
+{
+    struct gpu *gpu = of(device);
+
+    gpu->buffers.device = device;
+    return &gpu->buffers;
 }
 
 static void *none(device_t device)
@@ -163,8 +181,8 @@ static void reset(device_t device)
 }
 
 static const struct device_i members = {
-    get_name, get_description, get_memory, get_type, get_props_b, init_backend, none, none, NULL,
-    supports_op, supports_buft, supports_op, none, forget, forget,
+    get_name, get_description, get_memory, get_type, get_props_b, init_backend, get_buffer_type, none, NULL,
+    supports_op, supports_buft, offload_op, none, forget, forget,
 };
 
 static void present(struct gpu *gpu, struct reg *reg)

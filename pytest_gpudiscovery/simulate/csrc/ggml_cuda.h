@@ -7,6 +7,7 @@
 struct gpu {
     int ordinal, cc_major, cc_minor, driver_major, driver_minor, integrated;
     char name[16], description[256], id[64], pci[32];
+    struct buffer_type buffers;
     union {
         struct device_b b;
         struct device_c c;
