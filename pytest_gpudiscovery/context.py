@@ -17,25 +17,88 @@ from typing import Any
 
 from pytest_gpudiscovery import profiles, stages, unit_files
 from pytest_gpudiscovery.engine import ANY_PROFILE, CANDIDATE_STAGE, PROFILE_STAGE
+from pytest_gpudiscovery.install import given
 from pytest_gpudiscovery.model import to_json
 from pytest_gpudiscovery.options import Settings, UsageProblem
+from pytest_gpudiscovery.service import environment, process, systemd
+from pytest_gpudiscovery.service.who import CALLER, Missing, Who
 from pytest_gpudiscovery.stages.spec import RunContext
-from pytest_gpudiscovery.supervise.types import Identity, Setup
-from pytest_gpudiscovery.unit_files import Who
+from pytest_gpudiscovery.supervise.child import run
+from pytest_gpudiscovery.supervise.types import Identity, Probe, Setup
 
 CAP_SYS_ADMIN, CAP_MKNOD = 21, 27
+ROOT_S = 5.0  # to enter another root directory
 DESCRIPTORS = 256  # what pytest, its workers and a supervised child need with room to spare
 # Python's, pytest's and coverage's own settings steer our interpreter, never the driver.
 OURS = ("PYTHON", "PYTEST_", "GPU_DISCOVERY_", "COVERAGE", "VIRTUAL_ENV", "ALLURE_", "_PYTEST")
 LIVE = {"kind": "live"}
 FILE = "context.json"
+# Stages that load files of the install: those of another root directory need that root's own C library.
+INSTALLED = ("runtime", "load", "backend", "bootstrap", "serve", "upgrade")
+ELSEWHERE = "the install lies below another root directory: run the gate in there (docs/containers.md)"
 
 
 def build(settings: Settings, run_dir: str) -> RunContext:
     """Return the context that SETTINGS ask for, prepared in the private directory RUN_DIR.
 
-    Raises UsageProblem, with one line, for a profile, environment file or simulated host that cannot be used.
+    Raises UsageProblem, with one line, for a profile, service, Ollama or simulated host that cannot be used.
     """
+    run_until = time.time() + settings.deadline if settings.deadline is not None else None
+    profile = _profile(settings)
+    env = child_environment(os.environ)
+    view: Mapping[str, Any] = LIVE
+    simulated, installed = None, None
+    who = CALLER
+    if settings.simulate is not None:
+        if settings.as_service is not None:
+            env |= dict(_asked(settings, simulated=True).env or {})
+        env, view, simulated, installed = _simulate(settings.simulate, run_dir, env)
+    elif settings.as_service is not None:
+        who = _asked(settings)
+    else:
+        who = systemd.found_here(settings.scale) or who
+    effective = capabilities()
+    may_adopt = _may_adopt(who)
+    setup = setup_for(who, os.geteuid(), effective) if may_adopt else setup_for(CALLER, os.geteuid(), effective)
+    if may_adopt and who.root is not None:
+        view = {"kind": "root", "path": who.root, "pid": who.pid}
+        who, setup = _at_its_root(who, setup)
+    setup = dataclasses.replace(setup, limits={**setup.limits, **room_for_ourselves()})
+    ollama = _given("--gpu-ollama", settings.ollama, run_dir, setup, settings.scale)
+    candidate = _given("--gpu-ollama-candidate", settings.ollama_candidate, run_dir, setup, settings.scale)
+    unpacked = tuple(entry.note for entry in (ollama, candidate) if entry is not None and entry.note)
+    stranger = who.refused
+    if not may_adopt:
+        stranger = f"only root can probe as {who.identity_name}, the user of {who.source}"
+    notes = (f"{stranger}: probing as the caller says nothing about the service",) if stranger else ()
+    return RunContext(
+        env=env if who.env is None or not may_adopt else dict(who.env),
+        cwd=(who.cwd if may_adopt else None) or "/",
+        setup=setup,
+        view=view,
+        profile=profile,
+        simulated=simulated,
+        ollama_path=ollama.path if ollama is not None else installed,
+        candidate_path=candidate.path if candidate is not None else None,
+        hints=(("service", who.binary),) if who.binary else (),
+        allow_busy=settings.allow_busy,
+        scale=settings.scale,
+        deadlines=dict(settings.stage_timeout),
+        run_dir=run_dir,
+        target=settings.until or (CANDIDATE_STAGE if settings.ollama_candidate else ""),
+        run_until=run_until,
+        adopted=describe(who, setup, effective),
+        host=host(settings.simulate),
+        notes=(*notes, *who.notes, *unpacked),
+        not_adopted=stranger,
+        unspoken=unspoken(who) if may_adopt else {},
+        unasked=dict.fromkeys(INSTALLED, ELSEWHERE) if may_adopt and who.root is not None else {},
+        service=dict(who.sandbox) if may_adopt else {},
+        caller_env=environment.shown(env) if who.env is not None and may_adopt else {},
+    )
+
+
+def _profile(settings: Settings) -> Mapping[str, Any]:
     try:
         profile = profiles.load(settings.profile)
     except ValueError as error:
@@ -48,46 +111,43 @@ def build(settings: Settings, run_dir: str) -> RunContext:
         raise UsageProblem(f"--gpu-ollama-candidate={settings.ollama_candidate}: {text}")
     if settings.until == CANDIDATE_STAGE and not settings.ollama_candidate:
         raise UsageProblem(f"--gpu-until={CANDIDATE_STAGE}: expected --gpu-ollama-candidate=PATH with it")
-    env = child_environment(os.environ)
-    view: Mapping[str, Any] = LIVE
-    simulated, ollama = None, settings.ollama
-    who = Who(None, "caller")
-    if settings.simulate is not None:
-        if settings.as_service is not None:
-            env |= dict(_asked(settings.as_service).env or {})
-        env, view, simulated, installed = _simulate(settings.simulate, run_dir, env)
-        ollama = ollama or installed
-    elif settings.as_service is not None:
-        who = _asked(settings.as_service)
-    else:
-        who = unit_files.service() or who
-    effective = capabilities()
-    setup = dataclasses.replace(setup_for(who, os.geteuid(), effective), limits=room_for_ourselves())
-    adopted = describe(who, setup, effective)
-    may_adopt = who.identity is None or setup.identity is not None or who.identity.uid == os.geteuid()
-    stranger = who.refused
-    if not may_adopt:
-        stranger = f"only root can probe as {who.identity_name}, the user of {who.source}"
-    return RunContext(
-        env=env if who.env is None or not may_adopt else dict(who.env),
-        cwd=(who.cwd if may_adopt else None) or "/",
-        setup=setup,
-        view=view,
-        profile=profile,
-        simulated=simulated,
-        ollama_path=ollama,
-        candidate_path=settings.ollama_candidate,
-        allow_busy=settings.allow_busy,
-        scale=settings.scale,
-        deadlines=dict(settings.stage_timeout),
-        run_dir=run_dir,
-        target=settings.until or (CANDIDATE_STAGE if settings.ollama_candidate else ""),
-        run_until=time.time() + settings.deadline if settings.deadline is not None else None,
-        adopted=adopted,
-        host=host(settings.simulate),
-        notes=(f"{stranger}: probing as the caller says nothing about the service",) if stranger else (),
-        not_adopted=stranger,
-    )
+    return profile
+
+
+def _may_adopt(who: Who) -> bool:
+    """Whether probes can be WHO: root becomes anybody, everybody else stays what they are."""
+    return who.identity is None or os.geteuid() == 0 or who.identity.uid == os.geteuid()
+
+
+def _at_its_root(who: Who, setup: Setup) -> tuple[Who, Setup]:
+    """Return WHO and SETUP with which probes can look below the root directory of WHO at all.
+
+    A process that changed its user without an exec is not dumpable: its /proc/PID/root is closed to its own user.
+    """
+    if setup.identity is None:
+        return who, setup
+    asked = run(Probe("nothing", {"enter": who.root}, {"PATH": "/usr/bin:/bin"}, ROOT_S, setup=setup))
+    if isinstance(asked.answer, dict) and asked.answer.get("entered"):
+        return who, setup
+    why = "its root directory is closed to its own user: files are looked at as root"
+    lost = Missing(f"user {who.identity_name}", why, ("package", "service", "kernel", "closure"))
+    return dataclasses.replace(who, missing=(*who.missing, lost)), dataclasses.replace(setup, identity=None)
+
+
+def _given(option: str, path: str | None, run_dir: str, setup: Setup, scale: float) -> given.Given | None:
+    if path is None:
+        return None
+    name = option.removeprefix("--gpu-")
+    return given.prepare(f"{option}={path}", path, run_dir, name=name, identity=setup.identity, scale=scale)
+
+
+def unspoken(who: Who) -> dict[str, str]:
+    """Return stage -> why its answer may be another one for WHO than for our probes."""
+    found: dict[str, list[str]] = {}
+    for item in who.missing:
+        for stage in item.stages:
+            found.setdefault(stage, []).append(f"{item.what}: {item.why}")
+    return {stage: "; ".join(dict.fromkeys(reasons)) for stage, reasons in found.items()}
 
 
 def host(simulated: str | None) -> dict[str, str]:
@@ -114,7 +174,9 @@ def _before(name: str, other: str) -> bool:
 
 def save(context: RunContext) -> None:
     """Keep CONTEXT in its run directory for the processes that take part; raises OSError."""
-    Path(context.run_dir, FILE).write_text(json.dumps(to_json(context)), encoding="utf-8")
+    path = Path(context.run_dir, FILE)
+    path.touch(0o600)  # the service's whole environment is in it, and its group may pass through the directory
+    path.write_text(json.dumps(to_json(context)), encoding="utf-8")
 
 
 def load(run_dir: str) -> RunContext:
@@ -125,8 +187,10 @@ def load(run_dir: str) -> RunContext:
     if identity is not None:
         identity = Identity(**{**identity, "groups": tuple(identity["groups"])})
     limits = {name: tuple(pair) for name, pair in setup.pop("limits").items()}
+    transient = tuple(setup.pop("transient"))
+    data["setup"] = Setup(identity=identity, limits=limits, transient=transient, **setup)
     data |= {"notes": tuple(data["notes"]), "hints": tuple((source, path) for source, path in data["hints"])}
-    return RunContext(**{**data, "setup": Setup(identity=identity, limits=limits, **setup)})
+    return RunContext(**data)
 
 
 def child_environment(environ: Mapping[str, str]) -> dict[str, str]:
@@ -148,14 +212,19 @@ def _simulate(
     return {**env, **host.env}, host.view, host.describe, host.ollama
 
 
-def _asked(text: str) -> Who:
+def _asked(settings: Settings, *, simulated: bool = False) -> Who:
+    text = settings.as_service or ""
     kind, _, name = text.partition(":")
-    if kind != "env":
-        raise UsageProblem(f"--gpu-as={text}: not part of this version; env:FILE is")
-    try:
-        return Who(None, f"environment file {name}", unit_files.read_env_file(name))
-    except (OSError, ValueError) as error:
-        raise UsageProblem(f"--gpu-as={text}: {error}") from None
+    if kind == "env":
+        try:
+            return Who(None, f"environment file {name}", unit_files.read_env_file(name))
+        except (OSError, ValueError) as error:
+            raise UsageProblem(f"--gpu-as={text}: {error}") from None
+    if simulated:
+        raise UsageProblem(f"--gpu-as={text}: a simulated host has no such service; env:FILE works there")
+    if kind == "pid":
+        return process.asked_for(int(name), settings.scale)
+    return systemd.asked_for(name, settings.scale)
 
 
 def capabilities() -> int:
@@ -186,21 +255,28 @@ def setup_for(who: Who, euid: int, effective: int) -> Setup:
     Root's driver user space creates missing device nodes (measured), so root's probes get a private copy of /dev; a
     root that may not mount gives up CAP_MKNOD instead. Somebody else's could only be healed by a setuid
     nvidia-modprobe: inside a private /dev that may happen, outside of it PR_SET_NO_NEW_PRIVS keeps it from happening.
+    A probe that systemd starts as another user has no right to mount, and needs none.
     """
     root = euid == 0
     may_mount = root and bool(effective >> CAP_SYS_ADMIN & 1) and bool(effective >> CAP_MKNOD & 1)
+    somebody = who.identity is not None and who.identity.uid != 0
+    unprivileged = bool(who.transient) and (somebody or who.identity is None)
     return Setup(
-        identity=who.identity if root and who.identity is not None and who.identity.uid != 0 else None,
-        private_dev=may_mount,
+        identity=who.identity if root and somebody else None,
+        private_dev=may_mount and not unprivileged,
         no_new_privs=True,
-        drop_mknod=root and not may_mount,
+        drop_mknod=root and not may_mount and not unprivileged,
+        limits={} if who.transient else dict(who.limits),
+        netns=who.netns if root else None,
+        mntns=who.mntns if root else None,
+        transient=who.transient if root else (),
     )
 
 
 def describe(who: Who, setup: Setup, effective: int) -> dict[str, Any]:
     """Return the verdict's `context` object: who probes, what was adopted and what could not be."""
     identity = setup.identity
-    not_adopted = [dict(item) for item in who.not_adopted]
+    not_adopted = [{"what": item.what, "why": item.why} for item in who.missing]
     if who.identity is not None and identity is None and who.identity.uid != os.geteuid():
         not_adopted.append({"what": f"user {who.identity.name}", "why": "only root can probe as another user"})
     return {
@@ -210,6 +286,23 @@ def describe(who: Who, setup: Setup, effective: int) -> dict[str, Any]:
         "groups": list(identity.groups) if identity else sorted(os.getgroups()),
         "capabilities": f"{effective:016x}",
         "private_dev": setup.private_dev,
-        "adopted": ["user", "groups"] if identity else [],
+        "environment": environment.shown(who.env) if who.env is not None else None,
+        "adopted": _adopted(who, setup),
         "not_adopted": not_adopted,
     }
+
+
+def _adopted(who: Who, setup: Setup) -> list[str]:
+    found = ["user", "groups"] if setup.identity else []
+    if not _may_adopt(who):
+        return found
+    parts = (
+        ("environment", who.env is not None),
+        ("limits", bool(setup.limits) and bool(who.limits)),
+        ("working directory", bool(who.cwd) and who.cwd != "/"),
+        ("root directory, for what is read", who.root is not None),
+        ("network namespace", setup.netns is not None),
+        ("mount namespace", setup.mntns is not None),
+        ("every property, through a transient unit", bool(setup.transient)),
+    )
+    return found + [name for name, there in parts if there]

@@ -16,7 +16,16 @@ from pytest_gpudiscovery import stages as stage_table
 from pytest_gpudiscovery.ledger import Ledger, LedgerBusyError
 from pytest_gpudiscovery.model import Outcome, StageRecord
 from pytest_gpudiscovery.outcome import HUNG, conclude
-from pytest_gpudiscovery.stages.spec import RunContext, StageInput, StageSpec, deadline_for, deadline_of, longest_of
+from pytest_gpudiscovery.stages.spec import (
+    Judgement,
+    RunContext,
+    StageInput,
+    StageSpec,
+    deadline_for,
+    deadline_of,
+    longest_of,
+    unknown,
+)
 from pytest_gpudiscovery.supervise.child import run as run_probe
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending, Probe
 
@@ -144,6 +153,8 @@ class Engine:
         return None
 
     def _run(self, spec: StageSpec, started: float) -> StageRecord:
+        if (why := self.context.unasked.get(spec.name)) is not None:
+            return self._unasked(spec, why, started)
         prior = {name: self._cache[name] for name in self.stages if name in self._cache}
         deadline = deadline_of(self.context, spec, prior)
         begun = time.monotonic()
@@ -169,7 +180,7 @@ class Engine:
                 # The probe still had time: that it had none left of the run's says nothing about the host.
                 text = "cut off by the deadline of the whole run (--gpu-deadline)"
                 return self._record(spec, Outcome.INTERRUPTED, text, started, time.monotonic() - begun)
-            judgement = spec.judge(StageInput(self.context, results, prior, deadline))
+            judgement = self._spoken_for(spec, spec.judge(StageInput(self.context, results, prior, deadline)))
         except Exception:
             # Our own defect must be a result, never a traceback that ends the run and never a green.
             trace = traceback.format_exc()
@@ -190,6 +201,21 @@ class Engine:
             facts=said.facts,
             evidence=said.evidence,
         )
+
+    def _unasked(self, spec: StageSpec, why: str, started: float) -> StageRecord:
+        """Return the record of a stage that cannot be asked: every row is open, so the verdict is incomplete."""
+        checks = tuple(unknown(row, why) for row in spec.rows) or (unknown("", why),)
+        said = conclude(spec, Judgement(checks, why), {}, started=started, deadline_s=0.0)
+        record = self._record(spec, said.outcome, why, started, 0.0)
+        return dataclasses.replace(record, checks=said.checks, facts=said.facts)
+
+    def _spoken_for(self, spec: StageSpec, judgement: Judgement) -> Judgement:
+        """Add what the probes of SPEC did not have of the service: its answer is then open, unless it has failed."""
+        reason = self.context.unspoken.get(spec.name)
+        if not reason or not judgement.applicable:
+            return judgement
+        open_check = unknown(spec.rows[0] if spec.rows else "", f"not adopted: {reason}")
+        return dataclasses.replace(judgement, checks=(*judgement.checks, open_check))
 
     def _record(
         self,

@@ -1,52 +1,136 @@
-"""What systemd's files say about a service: user, groups and environment. Read, never asked of systemd.
+"""systemd's unit files and environment files: found, read and merged as systemd does; nobody is asked.
 
 A broken host's systemd may not answer, and a container has none; the files are there in both.
 """
 
 from __future__ import annotations
 
-import grp
+import glob
 import os
-import pwd
-import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from pytest_gpudiscovery.supervise.types import Identity
-
-UNIT_DIRECTORIES = (
+DIRECTORIES = (  # systemd.unit(5), the strongest first
+    "/etc/systemd/system.control",
+    "/run/systemd/system.control",
+    "/run/systemd/transient",
+    "/run/systemd/generator.early",
     "/etc/systemd/system",
     "/run/systemd/system",
+    "/run/systemd/generator",
     "/usr/local/lib/systemd/system",
     "/usr/lib/systemd/system",
+    "/lib/systemd/system",
+    "/run/systemd/generator.late",
 )
-FILE_LIMIT = 1 << 20  # bytes of one unit file
-# What systemd gives a system service beside its own Environment= (systemd.exec(5), variables in spawned processes).
-DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+FILE_LIMIT = 1 << 20  # bytes of one file
+FILES_LIMIT = 200  # drop-ins of one unit
+
+
+class UnitProblem(Exception):
+    """Why a unit cannot be read, as one line."""
 
 
 @dataclass(frozen=True)
-class Who:
-    """The identity and environment that probes get, and what is said about them in the verdict."""
+class Unit:
+    """A unit as its files say: the assignments of [Service] in the order in which they count."""
 
-    identity: Identity | None
-    source: str
-    env: Mapping[str, str] | None = None  # None: the caller's
-    cwd: str | None = None
-    not_adopted: tuple[Mapping[str, str], ...] = field(default_factory=tuple)
-    refused: str = ""  # why a service that was found cannot be probed as
+    name: str
+    files: tuple[str, ...]
+    assignments: tuple[tuple[str, str], ...]
+    unread: tuple[str, ...] = ()  # drop-ins that may not be read
 
-    @property
-    def identity_name(self) -> str:
-        """The user's name, or the number where it has none."""
-        return (self.identity.name or str(self.identity.uid)) if self.identity else "nobody in particular"
+    def all(self, name: str) -> list[str]:
+        """Return the values of list setting NAME; an empty assignment has dropped those before it."""
+        found: list[str] = []
+        for key, value in self.assignments:
+            if key == name:
+                found = [*found, value] if value else []
+        return found
+
+    def last(self, name: str) -> str:
+        """Return the value of setting NAME that counts, "" where there is none."""
+        return next((value for key, value in reversed(self.assignments) if key == name), "")
+
+
+def read_unit(name: str, directories: tuple[str, ...] = DIRECTORIES) -> Unit | None:
+    """Return unit NAME with its drop-ins, None when this host has none.
+
+    Raises UnitProblem for a unit that is masked or whose own file may not be read.
+    """
+    template = _template(name)
+    path = next((p for n in (name, template) if n for d in directories if os.path.lexists(p := f"{d}/{n}")), None)
+    if path is None:
+        return None
+    if os.path.realpath(path) == os.devnull or (os.path.isfile(path) and os.path.getsize(path) == 0):
+        raise UnitProblem(f"{name} is masked ({path})")
+    if not os.access(path, os.R_OK):
+        raise UnitProblem(f"{path} may not be read")
+    return merge(name, (path, *_dropins(name, template, directories)))
+
+
+def merge(name: str, files: tuple[str, ...]) -> Unit:
+    """Return unit NAME out of FILES, the unit's own first; raises UnitProblem when that one cannot be read."""
+    assignments: list[tuple[str, str]] = []
+    unread: list[str] = []
+    for index, path in enumerate(files):
+        try:
+            with open(path, encoding="utf-8", errors="surrogateescape") as file:
+                assignments += service_section(file.read(FILE_LIMIT))
+        except OSError as error:
+            if index == 0:
+                raise UnitProblem(f"{path}: {error.strerror}") from None
+            unread.append(path)
+    return Unit(name, files, tuple(assignments), tuple(unread))
+
+
+def service_section(text: str) -> list[tuple[str, str]]:
+    """Return the assignments of [Service] in TEXT; a line that ends in a backslash goes on, over comments too."""
+    found: list[tuple[str, str]] = []
+    section, pending = "", ""
+    for raw in text.splitlines():
+        line = raw.strip() if not pending else raw.rstrip()
+        if line.lstrip()[:1] in ("#", ";"):
+            continue  # also in the middle of a line that goes on
+        if line.endswith("\\"):
+            pending += line[:-1] + " "
+            continue
+        line, pending = (pending + line).strip(), ""
+        if line.startswith("["):
+            section = line
+        elif section == "[Service]" and "=" in line:
+            name, _, value = (part.strip() for part in line.partition("="))
+            found.append((name, value))
+    return found
+
+
+def _template(name: str) -> str | None:
+    """Return "a@.service" for the instance "a@b.service"."""
+    stem, dot, kind = name.rpartition(".")
+    head, at, instance = stem.partition("@")
+    return f"{head}@{dot}{kind}" if at and instance else None
+
+
+def _dropins(name: str, template: str | None, directories: tuple[str, ...]) -> list[str]:
+    """Return the drop-ins of NAME: of all services, of its prefixes (a- of a-b), of its template, and its own."""
+    kind = name.rpartition(".")[2]
+    stem = name.removesuffix(f".{kind}").partition("@")[0]
+    parts = stem.split("-")
+    prefixes = ["-".join(parts[:count]) + f"-.{kind}" for count in range(1, len(parts))]
+    folders = [f"{owner}.d" for owner in (kind, *prefixes, template, name) if owner]
+    found: dict[str, str] = {}
+    for folder in folders:  # a file of the same name in a more specific folder or a stronger directory replaces
+        for directory in reversed(directories):
+            place = os.path.join(directory, folder)
+            if os.path.isdir(place):
+                found |= {x: os.path.join(place, x) for x in sorted(os.listdir(place)) if x.endswith(".conf")}
+    return [found[x] for x in sorted(found)][:FILES_LIMIT]
 
 
 def read_env_file(path: str) -> dict[str, str]:
     """Return the NAME=VALUE lines of PATH (systemd EnvironmentFile form); raises OSError or ValueError with a line."""
     found = {}
     with open(path, encoding="utf-8", errors="surrogateescape") as file:
-        for number, raw in enumerate(file, 1):
+        for number, raw in enumerate(file.read(FILE_LIMIT).splitlines(), 1):
             line = raw.strip()
             if not line or line[0] in "#;":
                 continue
@@ -61,100 +145,18 @@ def read_env_file(path: str) -> dict[str, str]:
     return found
 
 
-def service(unit: str = "ollama.service", directories: tuple[str, ...] = UNIT_DIRECTORIES) -> Who | None:
-    """Return who systemd unit UNIT runs as by its files, None when this host has no such unit.
+def env_files(pattern: str) -> dict[str, str]:
+    """Return the variables of every file that PATTERN (EnvironmentFile=, a leading "-" tolerates absence) matches.
 
-    Drop-ins are read after the unit, as systemd does. A user or group that this host lacks cannot be adopted: then the
-    caller's identity stands, and the reason is in `not_adopted`.
+    Raises OSError or ValueError.
     """
-    where = next((d for d in directories if os.path.isfile(os.path.join(d, unit))), None)
-    if where is None:
-        return None
-    path, source = os.path.join(where, unit), f"systemd unit {unit}"
-    if not os.access(path, os.R_OK):
-        return _refused(source, f"{path} may not be read")
-    settings = _settings([path, *_dropins(unit, directories)])
-    if _last(settings, "DynamicUser").lower() in ("yes", "true", "1", "on") and not _last(settings, "User"):
-        return _refused(f"DynamicUser of {unit}", "systemd makes that user anew at each start")
-    user = _last(settings, "User") or "root"
-    try:
-        entry = pwd.getpwuid(int(user)) if user.isdigit() else pwd.getpwnam(user)
-    except KeyError:
-        return _refused(f"user {user} of {unit}", "no such user here")
-    try:
-        group = _last(settings, "Group")
-        gid = _group_id(group) if group else entry.pw_gid
-        extra = {_group_id(name) for line in settings.get("SupplementaryGroups", []) for name in line.split()}
-    except KeyError as error:
-        return _refused(f"group {error} of {unit}", "no such group here")
-    identity = Identity(entry.pw_uid, gid, tuple(sorted({*os.getgrouplist(entry.pw_name, gid), *extra})), entry.pw_name)
-    env, problems = _environment(settings, entry)
-    kept = ({"what": f"limits, cgroup and sandbox of {unit}", "why": "not read in this version"},)
-    return Who(identity, source, env, _last(settings, "WorkingDirectory") or "/", (*problems, *kept))
-
-
-def _refused(what: str, why: str) -> Who:
-    return Who(None, "caller", not_adopted=({"what": what, "why": why},), refused=f"{what} cannot be adopted ({why})")
-
-
-def _dropins(unit: str, directories: tuple[str, ...]) -> list[str]:
+    optional, path = pattern.startswith("-"), pattern.removeprefix("-")
+    matches = sorted(glob.glob(path)) or [path]
     found: dict[str, str] = {}
-    for directory in reversed(directories):  # a file of the same name in a stronger directory replaces a weaker one
-        folder = os.path.join(directory, unit + ".d")
-        if os.path.isdir(folder):
-            found.update({name: os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(".conf")})
-    return [found[name] for name in sorted(found)]
-
-
-def _settings(paths: list[str]) -> dict[str, list[str]]:
-    """The [Service] assignments of PATHS in order; an empty one resets the list, as systemd does."""
-    found: dict[str, list[str]] = {}
-    for path in paths:
+    for match in matches:
         try:
-            with open(path, encoding="utf-8", errors="replace") as file:
-                text = file.read(FILE_LIMIT)
-        except OSError:
-            continue  # the unit's other files still say something
-        section = ""
-        for line in (raw.strip() for raw in text.replace("\\\n", " ").splitlines()):
-            if line.startswith("["):
-                section = line
-            elif section == "[Service]" and "=" in line and line[0] not in "#;":
-                name, _, value = (part.strip() for part in line.partition("="))
-                found[name] = [*found.get(name, []), value] if value else []
+            found |= read_env_file(match)
+        except (OSError, ValueError):
+            if not optional:
+                raise
     return found
-
-
-def _last(settings: Mapping[str, list[str]], name: str) -> str:
-    return (settings.get(name) or [""])[-1]
-
-
-def _group_id(name: str) -> int:
-    return int(name) if name.isdigit() else grp.getgrnam(name).gr_gid
-
-
-def _environment(
-    settings: Mapping[str, list[str]], entry: pwd.struct_passwd
-) -> tuple[dict[str, str], list[Mapping[str, str]]]:
-    env = {
-        "PATH": DEFAULT_PATH,
-        "LANG": "C.UTF-8",
-        "USER": entry.pw_name,
-        "LOGNAME": entry.pw_name,
-        "HOME": entry.pw_dir,
-    }
-    problems: list[Mapping[str, str]] = []
-    for line in settings.get("Environment", []):
-        try:
-            words = shlex.split(line)
-        except ValueError as error:
-            problems.append({"what": "an Environment= line", "why": str(error)})
-            continue
-        env.update({name: value for name, equals, value in (word.partition("=") for word in words) if equals})
-    for name in settings.get("EnvironmentFile", []):
-        try:
-            env.update(read_env_file(name.removeprefix("-")))
-        except (OSError, ValueError) as error:
-            if not name.startswith("-"):
-                problems.append({"what": f"EnvironmentFile={name}", "why": str(error)})
-    return env, problems

@@ -56,3 +56,13 @@ def test_the_gpu_is_open_to_its_user(discovery_stage: StageUnderTest) -> None:
 def test_the_debug_level_is_known(discovery_stage: StageUnderTest) -> None:
     """OLLAMA_DEBUG=2 is the only level at which the child's output is seen."""
     discovery_stage.meets("P80")
+
+
+def test_its_sandbox_leaves_it_the_gpu(discovery_stage: StageUnderTest) -> None:
+    """PrivateDevices, DeviceAllow and the device cgroup; address families and loopback; what else hides the driver."""
+    discovery_stage.meets("P111", "P112", "P113")
+
+
+def test_the_shell_is_compared_with_it(discovery_stage: StageUnderTest) -> None:
+    """Where a try from the caller's shell would end otherwise than the service does, that is said."""
+    discovery_stage.meets("P114")

@@ -10,8 +10,8 @@ import pytest
 
 from pytest_gpudiscovery import context
 from pytest_gpudiscovery.options import Settings, UsageProblem
+from pytest_gpudiscovery.service.who import Who
 from pytest_gpudiscovery.supervise.types import Identity
-from pytest_gpudiscovery.unit_files import Who
 
 SERVICE = Who(Identity(990, 990, (44, 990), "ollama"), "systemd unit ollama.service", {"HOME": "/usr/share/ollama"})
 ALL = (1 << 41) - 1
@@ -71,7 +71,11 @@ def test_an_environment_file_is_adopted(tmp_path: Path) -> None:
         (Settings(profile="h10"), "--gpu-profile=h10"),
         (Settings(simulate="h100:no.such.fault"), "--gpu-simulate=h100:no.such.fault"),
         (Settings(as_service="env:/no/such/file"), "--gpu-as=env:/no/such/file"),
-        (Settings(as_service="pid:1"), "not part of this version"),
+        (Settings(as_service="pid:4194303"), "--gpu-as=pid:4194303: no such process"),
+        (Settings(as_service="systemd:no-such-unit"), "--gpu-as=systemd:no-such-unit: no unit no-such-unit.service"),
+        (Settings(as_service="pid:1", simulate="h100"), "a simulated host has no such service"),
+        (Settings(ollama="/no/such/path"), "--gpu-ollama=/no/such/path: expected an ollama binary"),
+        (Settings(ollama="/etc/passwd"), "got no ELF file, script or archive"),
         (Settings(profile="h200", until="driver"), "--gpu-until=driver ends before that stage"),
     ],
 )

@@ -64,7 +64,8 @@ def execute(payload: "dict[str, Any]", index: int) -> None:
     """Replace this process by interpreter INDEX of the payload. Raises OSError."""
     isolated = ["-I"] if payload["site"] else ["-I", "-S"]
     code = ["-X", "faulthandler", "-c", payload["stub"], sys.argv[1], sys.argv[2], str(index)]
-    os.execve(payload["interpreters"][index], [payload["interpreters"][index]] + isolated + code, dict(os.environ))  # noqa: S606, RUF005
+    env = dict(os.environ) if payload["env"] is None else payload["env"]
+    os.execve(payload["interpreters"][index], [payload["interpreters"][index]] + isolated + code, env)  # noqa: S606, RUF005
 
 
 def check_age(payload: "dict[str, Any]") -> None:

@@ -9,6 +9,7 @@ import os
 
 from pytest_gpudiscovery.loader import fatbin, kernels, predict, render
 from pytest_gpudiscovery.loader.closure import Closure
+from pytest_gpudiscovery.loader.files import Root
 from pytest_gpudiscovery.loader.linkmap import ProcessModel
 from pytest_gpudiscovery.probes.childenv import gpu_directory_environment
 
@@ -38,42 +39,47 @@ def directory(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
     """Predict the backend of one GPU directory in the processes that will open it.
 
     REQUEST: {"lib_dir", "path", "backend", "binary", "env", "cwd", "ccs": [[9, 0]], "driver_cuda": [13, 0] | None,
-    "driver": [580, 159] | None}. `env` is the service's; what Ollama adds for its child is added here.
+    "driver": [580, 159] | None, "root": DIRECTORY | None}. `env` is the service's; what Ollama adds for its child is
+    added here. Paths are those of the service, below its root directory where that is another one.
     """
     lib, path, backend = request["lib_dir"], request["path"], request["backend"]
+    root = request.get("root")
+    place = Root(root)
     with journal.step(f"look for llama-server in {lib}") as step:
-        server = next((name for name in _servers(lib, request["binary"]) if os.path.isfile(name)), None)
+        servers = _servers(lib, request["binary"])
+        server = next((name for name in servers if os.path.isfile(place.host(name))), None)
         step.result = server
     env, loaded = gpu_directory_environment(request["env"], lib, path), None
     if server is not None:
         with journal.step(f"list {path}"):
-            loaded = gpu_backend(path)
+            loaded = gpu_backend(path, place)
         if loaded is not None:
             env["GGML_BACKEND_PATH"] = loaded
     answer: dict[str, Any] = {"server": server, "backend_path": loaded, "models": {}}
-    for name, model in _models(server, request["binary"], lib).items():
+    for name, model in _models(server, request["binary"], lib, root).items():
         with journal.step(f"predict dlopen({backend}) in {name}") as step:
-            closure = predict(backend, env=env, cwd=request["cwd"], process=model, shadows=name == "child")
+            closure = predict(backend, env=env, cwd=request["cwd"], process=model, root=root, shadows=name == "child")
             step.result = closure.message or closure.outcome
         answer["models"][name] = compact(closure, model.exe, lib, whole=name == "child")
         if name == "child":
             journal.observe("child", answer["models"][name])
             child, first = closure, model
     with journal.step(f"list {path} and {lib}"):
-        answer["shipped"] = [name for place in (path, lib) for name in _names(place) if name.startswith(BUNDLED)]
+        every = (name for folder in (path, lib) for name in _names(folder, place))
+        answer["shipped"] = [name for name in every if name.startswith(BUNDLED)]
     answer["fatbins"] = device_code(child, backend, env, request, journal)
     with journal.step(f"predict dlopen({JIT_COMPILER})") as step:
-        compiler = predict(JIT_COMPILER, env=env, cwd=request["cwd"], process=first, shadows=False)
+        compiler = predict(JIT_COMPILER, env=env, cwd=request["cwd"], process=first, root=root, shadows=False)
         step.result = compiler.message or compiler.outcome
     answer["jit_compiler"] = {"outcome": compiler.outcome, "message": compiler.message}
     with journal.step("look at the JIT cache"):
-        answer["jit_cache"] = jit_cache(env)
+        answer["jit_cache"] = jit_cache(env, place)
     return answer
 
 
-def gpu_backend(path: str) -> str | None:
+def gpu_backend(path: str, place: Root | None = None) -> str | None:
     """Return what llama-server is told to load from directory PATH: the first libggml-*.so* that is no base or CPU."""
-    names = [name for name in _names(path) if name.startswith("libggml-") and ".so" in name]
+    names = [name for name in _names(path, place or Root()) if name.startswith("libggml-") and ".so" in name]
     return next((f"{path}/{name}" for name in names if not name.startswith(NOT_GPU)), None)
 
 
@@ -82,8 +88,8 @@ def _servers(lib: str, binary: str) -> list[str]:
     return [f"{lib}/llama-server", f"{here}/llama-server", f"{here}/build/lib/ollama/llama-server"]
 
 
-def _models(server: str | None, binary: str, lib: str) -> dict[str, ProcessModel]:
-    """Return the processes that open the backend: Ollama's child first, our own interpreter last."""
+def _models(server: str | None, binary: str, lib: str, root: str | None) -> dict[str, ProcessModel]:
+    """Return the processes that open the backend: Ollama's child first, our own interpreter (not below ROOT) last."""
     limit = _address_space()
     if server is None:
         models = {"child": ProcessModel(exe=binary, address_space=limit)}
@@ -93,6 +99,8 @@ def _models(server: str | None, binary: str, lib: str) -> dict[str, ProcessModel
             "child": ProcessModel(exe=server, address_space=limit),
             "native": ProcessModel(exe=binary, opened=shared, address_space=limit),
         }
+    if root is not None:
+        return models
     exe = os.readlink("/proc/self/exe")
     models["probe"] = ProcessModel(exe=exe, opened=_mapped(exe), address_space=limit)
     return models
@@ -117,9 +125,9 @@ def _mapped(exe: str) -> tuple[tuple[str, bool], ...]:
     return tuple((path, False) for path in found if path != exe)
 
 
-def _names(path: str) -> list[str]:
+def _names(path: str, place: Root) -> list[str]:
     try:
-        return sorted(os.listdir(path))
+        return sorted(os.listdir(place.host(path)))
     except OSError:
         return []
 
@@ -189,13 +197,13 @@ def device_code(
     """Return the device code of BACKEND and of CLOSURE's CUDA libraries, with a verdict per compute capability."""
     paths = [item.path for item in closure.objects if os.path.basename(item.path).startswith(DEVICE_CODE)]
     driver_cuda = _pair(request["driver_cuda"])
-    runtime = runtime_version(closure)
+    runtime, place = runtime_version(closure), Root(request.get("root"))
     found = []
     for path in dict.fromkeys((backend, *paths)):
         with journal.step(f"read the device code of {path}") as step:
-            images = fatbin.read_images(path)
+            images = fatbin.read_images(place.host(path))
             step.result = images.problem or len(images.images)
-        entry = render.images_json(images)
+        entry = {**render.images_json(images), "path": path}
         entry.pop("verdict")
         verdicts: list[dict[str, Any]] = []
         entry["verdicts"] = verdicts
@@ -209,7 +217,7 @@ def device_code(
             verdicts.append({"cc": list(capability), "verdict": said, "driver_floor": floor})
         if path == backend:
             with journal.step(f"read the compiled architectures of {path}"):
-                entry["architectures"] = list(fatbin.read_architectures(path))
+                entry["architectures"] = list(fatbin.read_architectures(place.host(path)))
         found.append(entry)
     return found
 
@@ -229,15 +237,16 @@ def _pair(value: Any) -> tuple[int, int] | None:
     return (int(value[0]), int(value[1])) if value else None
 
 
-def jit_cache(env: dict[str, str]) -> dict[str, Any]:
+def jit_cache(env: dict[str, str], root: Root) -> dict[str, Any]:
     """Return {"path", "disabled", "writable"} of the CUDA JIT cache that ENV means; `path` None: there is no place."""
     disabled = env.get("CUDA_CACHE_DISABLE", "0") not in ("", "0")
     home = env.get("HOME")
     path = env.get("CUDA_CACHE_PATH") or (f"{home}/.nv/ComputeCache" if home else None)
     place = path
-    while place and not os.path.exists(place) and os.path.dirname(place) != place:
+    while place and not root.exists(place) and os.path.dirname(place) != place:
         place = os.path.dirname(place)
-    writable = bool(place) and os.path.isdir(place or "") and os.access(place or "", os.W_OK | os.X_OK)
+    there = root.host(place) if place else ""
+    writable = bool(there) and os.path.isdir(there) and os.access(there, os.W_OK | os.X_OK)
     return {"path": path, "disabled": disabled, "writable": writable}
 
 

@@ -280,9 +280,15 @@ class RecordedView:
 
 
 def open_view(spec: dict[str, Any]) -> HostView:
-    """Return the view that SPEC ({"kind": "live"} or {"kind": "recorded", "path": FILE}) names."""
+    """Return the view that SPEC names: {"kind": "live"}, {"kind": "recorded", "path": FILE}, or that of a process below
+    its own root, {"kind": "root", "path": DIRECTORY, "pid": PID | None}.
+    """
     if spec["kind"] == "live":
         return LiveView()
+    if spec["kind"] == "root":
+        from pytest_gpudiscovery.probes.rootview import RootView  # noqa: PLC0415 - a process elsewhere is rare
+
+        return RootView(spec["path"], spec["pid"])
     with open(spec["path"], encoding="utf-8") as file:
         recorded = RecordedView(json.load(file)["entries"])
     if spec.get("live"):

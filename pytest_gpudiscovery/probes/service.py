@@ -12,7 +12,7 @@ import resource
 import time
 from typing import Any
 
-from pytest_gpudiscovery.probes import facts, libraries, procdriver
+from pytest_gpudiscovery.probes import devicecgroup, facts, libraries, procdriver
 from pytest_gpudiscovery.probes.host import HostView, LiveView, open_view
 from pytest_gpudiscovery.probes.journal import Journal
 
@@ -44,17 +44,30 @@ def probe(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
         ]
         answer["libcuda_without"] = libraries.find(view, "libcuda.so.1", {})
     with journal.step("read the cgroup"):
-        answer["cgroup"] = cgroup(view)
+        answer["cgroup"] = cgroup(view, request.get("pid"))
         answer["available"] = available_memory(view)
     with journal.step("read /proc/driver/nvidia/gpus"):
         answer["gpus"] = procdriver.gpus(view)["gpus"]
         answer["mig"] = procdriver.has_mig(view)
         answer["tegra"] = facts.text(view, "/etc/nv_tegra_release") is not None
+        answer["nodes"] = devicecgroup.nvidia_nodes(view)
+        answer["devices"] = drivers(view)
     with journal.step("fork") as step:
         answer["fork"] = step.result = fork()
     with journal.step(f"start {THREADS} threads") as step:
         answer["threads"] = step.result = threads(THREADS)
     return answer
+
+
+def drivers(view: HostView) -> dict[str, list[int]]:
+    """Return name -> majors of the character devices in /proc/devices; one name may have several."""
+    found: dict[str, list[int]] = {}
+    characters, _, _ = (facts.text(view, "/proc/devices") or "").partition("Block devices:")
+    for line in characters.splitlines():
+        major, _, name = line.strip().partition(" ")
+        if (value := facts.number(major)) is not None and name:
+            found.setdefault(name, []).append(value)
+    return found
 
 
 def namespaces() -> dict[str, Any]:
@@ -114,13 +127,13 @@ def libcuda_in(view: HostView, directory: str) -> dict[str, Any] | None:
     return found if found is not None and found["rule"] == "LD_LIBRARY_PATH" else None
 
 
-def cgroup(view: HostView) -> dict[str, Any]:
-    """Return the tightest limits on the way from this process's cgroup to the root.
+def cgroup(view: HostView, pid: int | None = None) -> dict[str, Any]:
+    """Return the tightest limits on the way from the cgroup of PID (None: this process) to the root.
 
     {"memory": {"max", "free"}, "pids": {"max", "free"}, "cpu": {"cpus", "throttled_s"}}: bytes, tasks, CPUs; a part
     that has no limit, or cannot be read, is None.
     """
-    text = facts.text(view, "/proc/self/cgroup") or ""
+    text = facts.text(view, f"/proc/{pid or 'self'}/cgroup") or ""
     paths: dict[str, str] = {}
     for line in text.splitlines():
         _, _, rest = line.partition(":")

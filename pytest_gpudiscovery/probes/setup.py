@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38  # linux/prctl.h
 PR_SET_PTRACER = 0x59616D61  # "Yama"
 PR_SET_PTRACER_ANY = ctypes.c_ulong(-1)
+CLONE_NEWNS, CLONE_NEWNET = 0x20000, 0x40000000  # linux/sched.h
 SIGKILL = 9  # `import signal` costs 7 ms (enum)
 CHILDREN_S = 0.2  # for children to die
 SPAWNED = 3  # length of sys.argv in the process that the supervisor started; one more after an exec (boot.execute)
@@ -37,9 +38,10 @@ def prctl(option: int, value: Any) -> None:
 def apply(payload: dict[str, Any], journal: Journal) -> str | None:
     """Apply PAYLOAD's setup. Returns None when the probe may run, else why it must not; may exec and not return."""
     if len(sys.argv) == SPAWNED:
-        if not os.read(payload["go_fd"], 1):
-            os._exit(1)  # the supervisor was interrupted before it learnt our pid: nobody could ever end us
-        os.close(payload["go_fd"])
+        if not payload["transient"]:
+            if not os.read(payload["go_fd"], 1):
+                os._exit(1)  # the supervisor was interrupted before it learnt our pid: nobody could ever end us
+            os.close(payload["go_fd"])
         _tie(payload)
         refusal = _change(payload, journal)
         if refusal is not None:
@@ -47,6 +49,10 @@ def apply(payload: dict[str, Any], journal: Journal) -> str | None:
     else:
         _tie(payload)
     os.close(int(sys.argv[1]))
+    if payload["transient"]:
+        reading, writing = os.pipe()  # that was our stdin: an end of file takes its place
+        os.close(writing)
+        os.set_inheritable(reading, True)
     os.set_inheritable(payload["journal_fd"], False)  # what a probe starts must not speak for it
     return None
 
@@ -84,9 +90,10 @@ def _children() -> list[int]:
 
 def _tie(payload: dict[str, Any]) -> None:
     """Tie this process to its supervisor. Again after each change of identity: that clears PR_SET_PDEATHSIG."""
-    prctl(PR_SET_PDEATHSIG, SIGKILL)
-    if os.getppid() != payload["parent_pid"]:
-        os._exit(1)  # the supervisor died before the line above took effect
+    if not payload["transient"]:
+        prctl(PR_SET_PDEATHSIG, SIGKILL)
+        if os.getppid() != payload["parent_pid"]:
+            os._exit(1)  # the supervisor died before the line above took effect
     prctl(PR_SET_CHILD_SUBREAPER, 1)  # daemons that a library forks stay our children: the supervisor finds them
     try:
         prctl(PR_SET_PTRACER, PR_SET_PTRACER_ANY)  # Yama allows only ancestors; forensics is a sibling
@@ -101,6 +108,13 @@ def _change(payload: dict[str, Any], journal: Journal) -> str | None:
     def missed(what: str, why: object) -> None:
         not_done.append({"what": what, "why": str(why)})
 
+    for name, kind in (("netns", CLONE_NEWNET), ("mntns", CLONE_NEWNS)):
+        if setup[name] is not None:
+            try:
+                with journal.step("enter " + setup[name]):
+                    _enter(setup[name], kind)
+            except OSError as error:
+                return f"namespace {setup[name]}: {error.strerror}"
     drop_mknod = setup["drop_mknod"]
     if setup["private_dev"]:
         from pytest_gpudiscovery.probes import private_dev  # noqa: PLC0415
@@ -144,6 +158,7 @@ def _change(payload: dict[str, Any], journal: Journal) -> str | None:
     except OSError as error:
         return f"working directory {payload['cwd']}: {error.strerror}"
     facts = {
+        "pid": os.getpid(),
         "uid": os.geteuid(),
         "gid": os.getegid(),
         "groups": os.getgroups(),
@@ -166,6 +181,17 @@ def _change(payload: dict[str, Any], journal: Journal) -> str | None:
         return "no interpreter could be started: " + "; ".join(failures)
     journal.observe("setup", {**facts, "interpreter": sys.executable})
     return None
+
+
+def _enter(path: str, kind: int) -> None:
+    """Enter the namespace of KIND at PATH; raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if _libc.setns(fd, kind) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code))
+    finally:
+        os.close(fd)
 
 
 def _become(identity: dict[str, Any]) -> str | None:

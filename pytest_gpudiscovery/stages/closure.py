@@ -86,6 +86,7 @@ def plan(
             "binary": binary,
             "env": _environment(context),
             "cwd": context.cwd,
+            "root": context.view.get("path") if context.view.get("kind") == "root" else None,
             "ccs": wanted.ccs,
             "driver_cuda": wanted.driver_cuda,
             "driver": wanted.driver,

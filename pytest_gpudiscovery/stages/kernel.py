@@ -64,10 +64,22 @@ def judge(given: StageInput) -> Judgement:
         if "nodes" in opened:
             finished = given.results.get("nodes", given.results["look"]).ending is Ending.ANSWERED
             checks += kernel_nodes.judge(seen, opened, healing, log, given.context.env, finished=finished)
+            checks = _in_its_own_cgroup(checks, given.context.service)
         if "log" in seen:
             checks += kernel_log.judge(seen, log, nodes, given.results.get("processes"))
     checks += _without(checks, present or not complete)
     return Judgement(in_order(checks), _summary(seen, nodes), _facts(seen, opened, healing, log, given))
+
+
+def _in_its_own_cgroup(checks: list[Check], service: Mapping[str, Any]) -> list[Check]:
+    """Return CHECKS with P35 open where the nodes were opened from another device cgroup than the service's."""
+    if not service or service.get("applied"):
+        return checks
+    reason = "opened from the gate's own cgroup; that of the service is judged in stage 02 (P111)"
+    return [
+        unknown("P35", reason, Kind.OBSERVABILITY) if c.prerequisite == "P35" and c.finding is None else c
+        for c in checks
+    ]
 
 
 def _without(checks: list[Check], due: bool) -> list[Check]:

@@ -29,6 +29,7 @@ def look(
         drop_mknod=False,
         no_new_privs=True,
         identity=None if as_caller else context.setup.identity,
+        transient=() if as_caller else context.setup.transient,
     )
     env = {name: value for name, value in context.env.items() if name not in INJECTED}
     return Probe(module, {"view": dict(context.view), **request}, env, deadline_s, context.cwd, setup)

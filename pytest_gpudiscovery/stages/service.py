@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pytest_gpudiscovery.model import Check, Kind, Severity, StageRecord
+from pytest_gpudiscovery.stages import service_sandbox
 from pytest_gpudiscovery.stages.looking import in_order, loader_env, look
 from pytest_gpudiscovery.stages.service_env import judge_environment
 from pytest_gpudiscovery.stages.spec import (
@@ -21,7 +22,10 @@ from pytest_gpudiscovery.stages.spec import (
 )
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending, Probe
 
-ROWS = ("P10", "P11", "P12", "P13", "P14", "P15", "P16", "P77", "P80", "P81", "P82", "P83")
+ROWS = (
+    *("P10", "P11", "P12", "P13", "P14", "P15", "P16", "P77", "P80", "P81", "P82", "P83"),
+    *service_sandbox.ROWS,
+)
 PRELOAD_S = 5.0  # for a program that does nothing: it needs 0.05 s
 MB, GB = 1 << 20, 1 << 30
 PEAK = 243 * MB  # of the whole path to device memory, measured on an H100
@@ -38,10 +42,11 @@ def plan(
     """Look at the context without its preloaded objects, then start one program with them."""
     deadline = deadline_for(context, SPEC.name, SPEC.deadline_s)
     if "look" not in results:
-        return "look", look(context, "service", {"mode": "look", "env": loader_env(context)}, deadline)
+        request: dict[str, Any] = {"mode": "look", "env": loader_env(context), "pid": _running(context)}
+        return "look", look(context, "service", request, deadline)
     answer = results["look"].answer
     names = _listed(answer if isinstance(answer, dict) else {})
-    if "preload" not in results and names:
+    if "preload" not in results and names and context.view.get("kind") != "root":
         request = {"mode": "preload", "view": dict(context.view), "names": names}
         limit = min(PRELOAD_S * context.scale, deadline)
         return "preload", Probe("service", request, context.env, limit, context.cwd, context.setup)
@@ -64,13 +69,16 @@ def judge(given: StageInput) -> Judgement:
         return Judgement((), "the context could not be looked at", _facts(seen))
     checks = [
         *_preload(seen, given.results.get("preload"), given),
-        *_tasks(seen),
-        *_memory(seen),
+        *_tasks(seen, given.context.service),
+        *_memory(seen, given.context.service),
         *judge_environment(seen, given.context.env, given.facts("package")),
         *_library_path(seen),
         *_shim(seen),
-        *_namespace(seen),
+        *_namespace(seen, given.context.service),
         *_limits(seen),
+        *service_sandbox.judge(
+            seen, given.context.service, given.context.env, given.context.caller_env, given.facts("package")
+        ),
     ]
     identity = seen["identity"]
     groups = ",".join(str(group) for group in identity["groups"]) or "none"
@@ -97,6 +105,9 @@ def _preload(seen: Mapping[str, Any], result: ChildResult | None, given: StageIn
         checks.append(unknown("P10", reason, Kind.OBSERVABILITY))
     if result is not None:
         checks.append(_started(seen, result, given))
+    elif seen["preload"] and given.context.view.get("kind") == "root":
+        names = ", ".join(_listed(seen))
+        checks.append(unknown("P10", f"{names}: not started, as that needs the process's own mount namespace"))
     return checks or [passed("P10", reason="nothing is preloaded")]
 
 
@@ -124,8 +135,27 @@ def _started(seen: Mapping[str, Any], result: ChildResult, given: StageInput) ->
     return found("service.preload.present", {**facts, "names": ", ".join(mapped)}, observed=mapped)
 
 
-def _tasks(seen: Mapping[str, Any]) -> list[Check]:
-    pids, cpu = seen["cgroup"]["pids"], seen["cgroup"]["cpu"]
+def _running(context: RunContext) -> int | None:
+    """Return the process whose cgroup counts where probes could not be started by systemd, in one like it."""
+    if context.setup.transient or context.view.get("kind") == "recorded":
+        return None
+    pid = (context.service.get("running") or {}).get("pid")
+    return pid if isinstance(pid, int) else None
+
+
+def _set_limit(now: Mapping[str, Any] | None, service: Mapping[str, Any], setting: str) -> Mapping[str, Any] | None:
+    """Return the tighter of a cgroup's limit NOW and what the unit's SETTING says, as {"max", "free"}."""
+    said = service.get(setting)
+    if not isinstance(said, int) or (now is not None and now["max"] <= said):
+        return now
+    return {"max": said, "free": said if now is None else min(said, now["free"])}
+
+
+def _tasks(seen: Mapping[str, Any], service: Mapping[str, Any]) -> list[Check]:
+    pids, cpu = _set_limit(seen["cgroup"]["pids"], service, "tasks_max"), seen["cgroup"]["cpu"]
+    quota = service.get("cpus")
+    if isinstance(quota, float) and (cpu is None or quota < cpu["cpus"]):
+        cpu = {"cpus": quota, "throttled_s": 0.0}
     facts = {
         **seen["threads"],
         "uid": seen["identity"]["uid"],
@@ -146,8 +176,8 @@ def _tasks(seen: Mapping[str, Any]) -> list[Check]:
     return checks or [passed("P11", reason="fork and threads work", observed=seen["threads"])]
 
 
-def _memory(seen: Mapping[str, Any]) -> list[Check]:
-    limit, available = seen["cgroup"]["memory"], seen["available"]
+def _memory(seen: Mapping[str, Any], service: Mapping[str, Any]) -> list[Check]:
+    limit, available = _set_limit(seen["cgroup"]["memory"], service, "memory_max"), seen["available"]
     if limit and limit["max"] < PEAK:
         facts = {"max_mb": limit["max"] / MB}
         return [found("service.memory.limit", facts, expected=PEAK, observed=limit["max"])]
@@ -184,8 +214,10 @@ def _shim(seen: Mapping[str, Any]) -> list[Check]:
     return [not_applicable("P77", "no shim stands between Ollama and the driver", Kind.RISK)]
 
 
-def _namespace(seen: Mapping[str, Any]) -> list[Check]:
+def _namespace(seen: Mapping[str, Any], service: Mapping[str, Any]) -> list[Check]:
     uid_map, ours = seen["namespaces"]["uid_map"], seen["namespaces"]["proc_is_ours"]
+    if (other := service.get("process")) is not None:
+        uid_map, ours = other.get("uid_map") or None, True  # its own /proc is that of its pid namespace
     if uid_map is None:
         return [unknown("P81", "/proc/self/uid_map cannot be read", Kind.OBSERVABILITY)]
     if uid_map == IDENTITY_MAP and ours is not False:

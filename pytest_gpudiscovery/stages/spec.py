@@ -33,6 +33,10 @@ class RunContext:
     notes: tuple[str, ...] = ()  # what could not be adopted or read while this context was built
     adopted: Mapping[str, Any] = field(default_factory=dict)  # the verdict's `context` object
     host: Mapping[str, Any] = field(default_factory=dict)  # the verdict's `host` object
+    unspoken: Mapping[str, str] = field(default_factory=dict)  # stage -> what of the service its probes did not have
+    unasked: Mapping[str, str] = field(default_factory=dict)  # stage -> why its probes cannot be run for this service
+    service: Mapping[str, Any] = field(default_factory=dict)  # sandbox and state of the adopted service (service/)
+    caller_env: Mapping[str, str] = field(default_factory=dict)  # what of the caller's own may be compared with it
     not_adopted: str = ""  # a service was found and probes cannot run as it: then nothing here speaks for it
 
 

@@ -15,7 +15,17 @@ import time
 from pathlib import Path
 from typing import Any
 
-from pytest_gpudiscovery.supervise import blocked, evidence, forensics, identity, leftovers, procfs, reaper, spawn
+from pytest_gpudiscovery.supervise import (
+    blocked,
+    evidence,
+    forensics,
+    identity,
+    leftovers,
+    procfs,
+    reaper,
+    spawn,
+    transient,
+)
 from pytest_gpudiscovery.supervise.output import HeadTail
 from pytest_gpudiscovery.supervise.transcript import Transcript
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending, Probe, Setup
@@ -91,11 +101,12 @@ class _Child:
         if not self._inner:
             self._look_closely(first)
         self._kill()
-        if self._listen(time.monotonic() + self._kill_wait_s):
+        if self._listen(time.monotonic() + self._kill_wait_s) or self._unit_is_gone():
             self._finish()
             return self._result(Ending.TIMED_OUT)
         if not self._inner:
-            self._evidence["after_sigkill"] = evidence.snapshot(process.pid, in_exec=self._in_exec())
+            self._evidence["after_sigkill"] = evidence.snapshot(process.subject(), in_exec=self._in_exec())
+        process.kill()
         self._drain()
         reaper.abandon(process.pid)
         self._notes.append(f"PID {process.pid} outlived SIGKILL and was abandoned")
@@ -107,6 +118,12 @@ class _Child:
         if status is None:
             self._notes.append("exit status unknown: something else in this process reaps its children")
         code = 0 if status is None else os.waitstatus_to_exitcode(status)
+        if self._process.unit is not None:
+            code = self._of_unit(code)
+            refusal = transient.refusal(self._err.text()) or transient.set_up_failed(code)
+            if not transcript.begun and "setup" not in transcript.observed and refusal is not None:
+                self._notes.append(f"systemd did not start it: {refusal}")
+                return self._result(Ending.NOT_SPAWNED, code)
         if code == REFUSED and transcript.refused is not None:
             self._notes.append(transcript.refused)
             return self._result(Ending.NOT_SPAWNED, code)
@@ -117,6 +134,15 @@ class _Child:
         if code > 0:
             return self._result(Ending.EXITED, code)
         return self._result(Ending.ANSWERED if transcript.answered else Ending.NO_ANSWER, code)
+
+    def _unit_is_gone(self) -> bool:
+        """Whether a transient unit has no process left, although systemd-run has not noticed."""
+        return self._process.unit is not None and self._process.subject() == 0
+
+    def _of_unit(self, code: int) -> int:
+        """Return the exit code of the unit's main process: systemd-run says 1 for one that a signal ended."""
+        number = transient.ending(self._err.text())
+        return code if number is None else -number
 
     def end_now(self) -> None:
         """Kill the child, because its life was interrupted."""
@@ -137,12 +163,17 @@ class _Child:
         setup = self._probe.setup
         if setup.interpreter is not None:
             return (setup.interpreter,)
-        if setup.identity is None or identity.is_ours(setup.identity):
+        who = setup.identity
+        if who is None and setup.mntns is not None:
+            who = identity.ours()  # ours may be hidden there: the child tries them in turn
+        if who is None and setup.transient:
+            who = identity.ANYBODY  # a user that systemd makes, or root without its capabilities
+        if who is None or (identity.is_ours(who) and setup.mntns is None and not setup.transient):
             return ()
-        found = identity.interpreters(setup.identity)
+        found = identity.interpreters(who)
         if not found:
             places = ", ".join(identity.LOOKED_AT)
-            raise FileNotFoundError(f"no Python that uid {setup.identity.uid} can execute among {places}")
+            raise FileNotFoundError(f"no Python that uid {who.uid} can execute among {places}")
         return found
 
     # Listening.
@@ -189,15 +220,16 @@ class _Child:
     def _sample(self) -> evidence.Sample:
         steps = self._transcript.steps()
         ended = sum(step.duration_s is not None for step in steps)
-        return evidence.sample(self._process.pid, time.monotonic(), len(steps) + ended)
+        return evidence.sample(self._process.subject(), time.monotonic(), len(steps) + ended)
 
     def _look_closely(self, first: evidence.Sample) -> None:
         begun = self._transcript.begun
         activity = evidence.activity(first, self._sample())
-        snapshot = evidence.snapshot(self._process.pid, in_exec=self._in_exec())
+        subject = self._process.subject()
+        snapshot = evidence.snapshot(subject, in_exec=self._in_exec())
         # Before the probe began, the child may still be who we are.
         setup = self._probe.setup if begun else Setup()
-        seen = forensics.examine(self._process.pid, snapshot, setup, _look)
+        seen = forensics.examine(subject, snapshot, setup, _look)
         self._evidence.update(
             at_deadline=snapshot,
             activity=activity,
@@ -212,7 +244,9 @@ class _Child:
     def _kill(self) -> None:
         """Send SIGKILL to everything that the child started and that can be found."""
         outside = leftovers.outside(self._process.pid)  # before: its death gives them to init
-        self._process.kill()
+        if self._process.unit is None:
+            self._process.kill()
+        self._process.kill_unit()  # systemd-run sees its end, and ends
         self._notes += [leftovers.say(pid, stat.name, leftovers.kill(pid, stat.start)) for pid, stat in outside]
 
     def _finish(self) -> int | None:
@@ -251,7 +285,7 @@ class _Child:
             observed=transcript.observed,
             answer=transcript.answer if ending is Ending.ANSWERED else None,
             stdout=self._out.text(),
-            stderr=self._err.text(),
+            stderr=self._err.text() if self._process.unit is None else transient.own_words(self._err.text()),
             evidence=self._evidence,
             notes=(*self._notes, *transcript.notes()),
             pid=self._process.pid or None,

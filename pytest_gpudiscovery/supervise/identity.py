@@ -17,6 +17,7 @@ LOOKED_AT = (
     "/usr/local/bin/python3",
 )
 READ, EXECUTE = 4, 1
+ANYBODY = Identity(65534, 65534)
 LINKS = 40  # ELOOP, as in the kernel
 
 
@@ -24,6 +25,11 @@ def is_ours(identity: Identity) -> bool:
     """Whether IDENTITY is who this process is."""
     groups = {*identity.groups, identity.gid}
     return (identity.uid, identity.gid) == (os.geteuid(), os.getegid()) and groups == {*os.getgroups(), os.getegid()}
+
+
+def ours() -> Identity:
+    """Return who this process is."""
+    return Identity(os.geteuid(), os.getegid(), tuple(os.getgroups()))
 
 
 def find_interpreter(identity: Identity) -> str | None:

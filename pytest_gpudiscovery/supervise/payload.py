@@ -102,7 +102,12 @@ def pack(
             "no_new_privs": setup.no_new_privs,
             "drop_mknod": setup.drop_mknod,
             "limits": {name: list(pair) for name, pair in setup.limits.items()},
+            "netns": setup.netns,
+            "mntns": setup.mntns,
         },
+        # Whom systemd starts is no child of ours, and gets its environment with the exec that follows.
+        "transient": bool(setup.transient),
+        "env": dict(probe.env) if setup.transient else None,
         "interpreters": list(interpreters),
         "site": probe.site,
         "cwd": probe.cwd,

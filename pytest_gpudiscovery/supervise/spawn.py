@@ -9,7 +9,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pytest_gpudiscovery.supervise import payload
+from pytest_gpudiscovery.supervise import payload, transient
 from pytest_gpudiscovery.supervise.types import Probe
 
 TRACEBACK_AT = 0.75  # of the deadline: before evidence.SAMPLE_AT, whose sample it would disturb
@@ -23,6 +23,8 @@ class Process:
     out: int = -1
     err: int = -1
     journal: int = -1
+    unit: str | None = None  # the transient unit that systemd runs for us; `pid` is systemd-run's then
+    slice: str = ""
     pidfd: int | None = None
     fds: set[int] = field(default_factory=set)  # everything still to be closed
 
@@ -45,6 +47,17 @@ class Process:
         except ChildProcessError:
             return True  # SIGCHLD is ignored, or another thread waits for any child
 
+    def subject(self) -> int:
+        """Return the pid of the process that runs the probe, 0 when it cannot be found."""
+        if self.unit is None:
+            return self.pid
+        return next(iter(transient.pids(self.unit, self.slice)), 0)
+
+    def kill_unit(self) -> None:
+        """Send SIGKILL to everything that systemd runs for us; systemd-run then ends by itself."""
+        if self.unit is not None:
+            transient.kill(self.unit, self.slice)
+
     def kill(self) -> None:
         """Send SIGKILL to the process group. Only before `reap`: afterwards the number may be somebody else's."""
         try:
@@ -64,8 +77,11 @@ def start(process: Process, probe: Probe, interpreters: tuple[str, ...], extra: 
     """Start PROBE and fill in PROCESS, which the caller closes whatever happens. Raises OSError.
 
     The child waits for one byte before it does anything: when KeyboardInterrupt comes between fork and the moment
-    we learn the pid, the pipe closes and the child ends by itself.
+    we learn the pid, the pipe closes and the child ends by itself. What systemd starts for us ends with its unit.
     """
+    if probe.setup.transient:
+        _start_unit(process, probe, interpreters, extra)
+        return
     process.out, child_out = process.pipe()
     process.err, child_err = process.pipe()
     process.journal, child_journal = process.pipe()
@@ -91,10 +107,48 @@ def start(process: Process, probe: Probe, interpreters: tuple[str, ...], extra: 
         pass_fds=(memfd, child_journal, child_go),
         start_new_session=True,
     )
-    process.pid = popen.pid
-    popen.returncode = 0  # waiting is ours: Popen must neither wait nor warn when it is collected
+    _started(process, popen)
     os.write(go, b"1")
     process.close(child_out, child_err, child_journal, child_go, go, memfd, nothing)
+    _listen_to(process)
+
+
+def _start_unit(process: Process, probe: Probe, interpreters: tuple[str, ...], extra: Path | None) -> None:
+    """Start PROBE as a transient unit: its payload is its stdin, its journal its stdout, its output its stderr."""
+    process.out, unused = process.pipe()
+    process.err, child_err = process.pipe()
+    process.journal, child_journal = process.pipe()
+    chosen = interpreters or (sys.executable,)
+    memfd = payload.pack(
+        probe,
+        journal_fd=transient.JOURNAL_FD,
+        go_fd=-1,
+        interpreters=chosen,
+        extra=extra,
+        traceback_after_s=max(TRACEBACK_AT * probe.deadline_s, 0.01),
+    )
+    process.fds.add(memfd)
+    process.unit, process.slice = transient.name(), transient.slice_of(probe.setup.transient)
+    program = [chosen[0], "-I", "-S", "-X", "faulthandler", "-c", transient.STUB, "0", probe.module]
+    popen = subprocess.Popen(
+        transient.argv(process.unit, probe.setup.transient, program, probe.deadline_s),
+        env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
+        stdin=memfd,
+        stdout=child_journal,
+        stderr=child_err,
+        start_new_session=True,
+    )
+    _started(process, popen)
+    process.close(unused, child_err, child_journal, memfd)
+    _listen_to(process)
+
+
+def _started(process: Process, popen: subprocess.Popen[bytes]) -> None:
+    process.pid = popen.pid
+    popen.returncode = 0  # waiting is ours: Popen must neither wait nor warn when it is collected
+
+
+def _listen_to(process: Process) -> None:
     for fd in (process.out, process.err, process.journal):
         os.set_blocking(fd, False)
     try:

@@ -42,6 +42,9 @@ class Setup:
     drop_mknod: bool = False  # root that cannot have a private /dev gives up CAP_MKNOD instead
     interpreter: str | None = None  # exec this one after the identity was dropped
     limits: Mapping[str, tuple[int, int]] = field(default_factory=dict)  # RLIMIT name -> (soft, hard)
+    netns: str | None = None  # root only: path of the network namespace to enter
+    mntns: str | None = None  # root only: path of the mount namespace to enter; it must have our root directory
+    transient: tuple[str, ...] = ()  # root only: started by systemd as a transient unit with these NAME=VALUE
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from pytest_gpudiscovery.model import CheckOutcome, Outcome
 from pytest_gpudiscovery.outcome import Conclusion
-from pytest_gpudiscovery.probes import layout
+from pytest_gpudiscovery.probes import binaries, layout
 from pytest_gpudiscovery.probes.host import LiveView
 from pytest_gpudiscovery.stages.package import ROWS, SPEC
 from pytest_gpudiscovery.supervise.types import Identity, Setup
@@ -80,11 +80,15 @@ def test_a_good_install_passes_and_leaves_its_facts(prefix: Path) -> None:
         ]
 
 
-def test_the_binary_is_found_on_path_and_through_links(tmp_path: Path, prefix: Path) -> None:
+def test_the_binary_is_found_on_path_and_through_links(
+    tmp_path: Path, prefix: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(binaries, "running", lambda _: None)  # a server that runs on this machine would come first
     folder = tmp_path / "links"
     folder.mkdir()
     (folder / "ollama").symlink_to(prefix / "bin" / "ollama")
-    said = conclude(None, env={"PATH": f"relative:{folder}"})
+    context = hosts.context(None, env={"PATH": f"relative:{folder}"})
+    said = hosts.judged(SPEC, context, hosts.in_process(SPEC, context))
     assert said.outcome is Outcome.PASSED
     assert said.facts["binary"] == str(prefix / "bin" / "ollama")
 
