@@ -249,7 +249,7 @@ def _when(record: StageRecord) -> Iterator[Fact]:
     if not begun or record.outcome in (Outcome.NOT_SELECTED, Outcome.NOT_REACHED):
         return
     deadline = f"deadline {record.deadline_s:g} s"
-    if record.outcome in wording.HUNG:
+    if record.outcome in wording.HUNG and not wording.several_probes(record):
         passed = clock((finite(record.started) or 0) + (finite(record.deadline_s) or 0), date=False)
         yield Fact("Since", f"{begun}; the {deadline} passed at {passed or '?'}")
     else:
