@@ -52,12 +52,8 @@ def plan(
     if LAYOUT not in results:
         here = posixpath.dirname(binary)
         servers = [lib, posixpath.normpath(f"{here}/../lib/ollama"), f"{here}/build/lib/ollama"]
-        request = {
-            "ask": "layout",
-            "lib": lib,
-            "servers": [f"{place}/llama-server" for place in dict.fromkeys(servers)],
-        }
-        return LAYOUT, _probe(context, request, LAYOUT_S)
+        places = [f"{place}/llama-server" for place in dict.fromkeys(servers)]
+        return LAYOUT, _probe(context, {"ask": "layout", "lib": lib, "servers": places}, LAYOUT_S)
     how = protocol_of(package, results)
     if how.era == protocol.SERVER_ITSELF or any(_stop(result) for result in results.values()):
         return None
