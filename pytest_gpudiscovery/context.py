@@ -36,6 +36,7 @@ FILE = "context.json"
 # Stages that load files of the install: those of another root directory need that root's own C library.
 INSTALLED = ("runtime", "load", "backend", "bootstrap", "serve", "upgrade")
 ELSEWHERE = "the install lies below another root directory: run the gate in there (docs/containers.md)"
+TRACED_STAGE = "bootstrap"  # what --gpu-trace and --gpu-experiment are about
 
 
 def build(settings: Settings, run_dir: str) -> RunContext:
@@ -82,6 +83,8 @@ def build(settings: Settings, run_dir: str) -> RunContext:
         candidate_path=candidate.path if candidate is not None else None,
         hints=(("service", who.binary),) if who.binary else (),
         allow_busy=settings.allow_busy,
+        trace=settings.trace,
+        experiment=settings.experiment,
         scale=settings.scale,
         deadlines=dict(settings.stage_timeout),
         run_dir=run_dir,
@@ -111,6 +114,10 @@ def _profile(settings: Settings) -> Mapping[str, Any]:
         raise UsageProblem(f"--gpu-ollama-candidate={settings.ollama_candidate}: {text}")
     if settings.until == CANDIDATE_STAGE and not settings.ollama_candidate:
         raise UsageProblem(f"--gpu-until={CANDIDATE_STAGE}: expected --gpu-ollama-candidate=PATH with it")
+    for asked, option in ((settings.trace, "--gpu-trace"), (settings.experiment, "--gpu-experiment")):
+        if asked and settings.until and _before(settings.until, TRACED_STAGE):
+            text = f"{TRACED_STAGE} does it, and --gpu-until={settings.until} ends before that stage"
+            raise UsageProblem(f"{option}: {text}")
     return profile
 
 
