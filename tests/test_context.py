@@ -119,3 +119,11 @@ def test_a_directory_that_is_closed_to_the_services_user_is_found_before_any_sta
     assert found.sandbox["directory"] == {"path": str(closed), "errno": "EACCES"}
     who = Who(Identity(65534, 65534), "systemd unit x.service", {}, cwd="/usr")
     assert adopt.in_its_directory(who, adopt.setup_for(who, 0, ALL)) is who
+
+
+def test_what_systemd_starts_needs_no_private_dev() -> None:
+    who = Who(None, "systemd unit x.service", {}, transient=("Nice=1",), limits={"RLIMIT_NOFILE": (1, 2)})
+    setup = adopt.setup_for(who, 0, ALL)
+    assert (setup.private_dev, setup.drop_mknod, setup.limits) == (False, True, {})
+    assert setup.transient == ("Nice=1",)
+    assert adopt.setup_for(who, 1000, 0).transient == ()

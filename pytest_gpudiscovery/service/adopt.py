@@ -93,21 +93,21 @@ def setup_for(who: Who, euid: int, effective: int) -> Setup:
     Root's driver user space creates missing device nodes (measured), so root's probes get a private copy of /dev; a
     root that may not mount gives up CAP_MKNOD instead. Somebody else's could only be healed by a setuid
     nvidia-modprobe: inside a private /dev that may happen, outside of it PR_SET_NO_NEW_PRIVS keeps it from happening.
-    A probe that systemd starts as another user has no right to mount, and needs none.
+    What systemd starts gives up the capability by a property of its unit.
     """
     root = euid == 0
     may_mount = root and bool(effective >> CAP_SYS_ADMIN & 1) and bool(effective >> CAP_MKNOD & 1)
     somebody = who.identity is not None and who.identity.uid != 0
-    unprivileged = bool(who.transient) and (somebody or who.identity is None)
+    if root and who.transient:
+        return Setup(identity=who.identity if somebody else None, drop_mknod=True, transient=who.transient)
     return Setup(
         identity=who.identity if root and somebody else None,
-        private_dev=may_mount and not unprivileged,
+        private_dev=may_mount,
         no_new_privs=True,
-        drop_mknod=root and not may_mount and not unprivileged,
-        limits={} if who.transient else dict(who.limits),
+        drop_mknod=root and not may_mount,
+        limits=dict(who.limits),
         netns=who.netns if root else None,
         mntns=who.mntns if root else None,
-        transient=who.transient if root else (),
     )
 
 

@@ -122,10 +122,23 @@ def test_a_dynamic_user_is_probed_as(systemd: PrivateSystemd, tmp_path: Path) ->
 
 
 def test_a_service_of_roots_keeps_its_sandbox(systemd: PrivateSystemd, tmp_path: Path) -> None:
-    said = ask(systemd, tmp_path, "[Service]\nExecStart=/usr/bin/sleep 600\nCapabilityBoundingSet=CAP_CHOWN\n")
+    said = ask(
+        systemd,
+        tmp_path,
+        "[Service]\nExecStart=/usr/bin/sleep 600\nCapabilityBoundingSet=CAP_CHOWN CAP_MKNOD\nCapabilityBoundingSet=~CAP_SYS_ADMIN\n",
+    )
     assert said["ending"] == "answered", said["why"]
     assert said["seen"]["identity"]["uid"] == 0
     assert int(said["seen"]["identity"]["effective"], 16) & ~1 == 0
+    assert (said["transient"], said["adopted"]["private_dev"]) == (["CapabilityBoundingSet=CAP_CHOWN CAP_MKNOD"], False)
+
+
+def test_a_filter_that_kills_at_mount_does_not_kill_a_probe(systemd: PrivateSystemd, tmp_path: Path) -> None:
+    text = "[Service]\nExecStart=/usr/bin/sleep 600\nSystemCallFilter=@system-service\nMemoryDenyWriteExecute=yes\n"
+    said = ask(systemd, tmp_path, text)
+    assert said["ending"] == "answered", said["why"]
+    assert said["seen"]["identity"]["seccomp"] == "2"
+    assert int(said["seen"]["identity"]["effective"], 16) >> 27 & 1 == 0  # CAP_MKNOD
 
 
 def test_a_drop_in_of_the_running_daemon_counts(systemd: PrivateSystemd, tmp_path: Path) -> None:
