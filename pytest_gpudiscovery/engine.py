@@ -164,15 +164,20 @@ class Engine:
             while (planned := spec.plan(self.context, prior, results)) is not None:
                 name, probe = planned
                 left = deadline - (time.monotonic() - begun)
-                if self.context.run_until is not None and self.context.run_until - time.time() < left:
-                    left, cut = self.context.run_until - time.time(), True
-                results[name] = self._supervise(
-                    dataclasses.replace(probe, deadline_s=max(0.05, min(probe.deadline_s, left)))
-                )
+                if spec.turns is not None and results and left < probe.deadline_s:
+                    break  # less than a whole turn would be called a hang, and is none
+                own = min(probe.deadline_s, left)
+                shorter = self.context.run_until is not None and self.context.run_until - time.time() < own
+                if shorter and self.context.run_until is not None:
+                    own = self.context.run_until - time.time()
+                results[name] = self._supervise(dataclasses.replace(probe, deadline_s=max(0.05, own)))
+                cut = shorter and results[name].ending in HUNG
+                if cut:
+                    break
                 if name not in spec.optional and results[name].ending is not Ending.ANSWERED:
                     break
-            if cut and any(result.ending in HUNG for result in results.values()):
-                # The stage still had time: that it had none left of the run's says nothing about the host.
+            if cut:
+                # The probe still had time: that it had none left of the run's says nothing about the host.
                 text = "cut off by the deadline of the whole run (--gpu-deadline)"
                 return self._record(spec, Outcome.INTERRUPTED, text, started, time.monotonic() - begun)
             judgement = self._spoken_for(spec, spec.judge(StageInput(self.context, results, prior, deadline)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -12,10 +13,11 @@ from typing import Any
 import pytest
 
 from pytest_gpudiscovery import attempts
+from pytest_gpudiscovery.adapters import Further
 from pytest_gpudiscovery.collection import Choice
 from pytest_gpudiscovery.model import Outcome, Verdict
 from pytest_gpudiscovery.options import Settings
-from pytest_gpudiscovery.reports import exitcodes, verdict_json, wording
+from pytest_gpudiscovery.reports import exitcodes, github, verdict_json, wording
 from pytest_gpudiscovery.reports.console import Console
 from pytest_gpudiscovery.run import Run
 from pytest_gpudiscovery.signals import EXIT_CODE, Sigterm
@@ -70,9 +72,18 @@ def _is_child(pid: int) -> bool:
 class Finish:
     """The end of RUN as pytest's controller (or only process) sees it."""
 
-    def __init__(self, run: Run, settings: Settings, choice: Choice, console: Console, sigterm: Sigterm) -> None:
+    def __init__(
+        self,
+        run: Run,
+        settings: Settings,
+        choice: Choice,
+        console: Console,
+        sigterm: Sigterm,
+        further: tuple[Further, ...] = (),
+    ) -> None:
+        """FURTHER are the reports that go elsewhere than to the report directory."""
         self._run, self._settings, self._choice = run, settings, choice
-        self._console, self._sigterm = console, sigterm
+        self._console, self._sigterm, self._further = console, sigterm, further
         self._failed: list[tuple[str, str | None]] = []
         self._written = False
         self.verdict: Verdict | None = None
@@ -110,18 +121,24 @@ class Finish:
         directory = self._settings.report
         try:
             self._run.close(verdict)
+            self._written = True
         except OSError as error:
             where = os.path.join(directory, verdict_json.NAME)
             older = "; the one there is of an earlier moment of this run" if self._run.stands() else ""
             self._console.note(f"{where} could not be written: {error.strerror or error}{older}")
-            return
-        self._written = True
-        for name in DERIVED:
-            try:
-                importlib.import_module(f"pytest_gpudiscovery.reports.{name}").write(directory, verdict)
-            except Exception as error:
-                # Also a defect of ours: the verdict is written, and its exit code must still be given.
-                self._console.note(f"{directory}: the {name} report could not be written: {error}")
+        if self._written:
+            for name in DERIVED:
+                module = importlib.import_module(f"pytest_gpudiscovery.reports.{name}")
+                self._derive(Further(name, directory, functools.partial(module.write, directory)), verdict)
+        for further in self._further:
+            self._derive(further, verdict)
+
+    def _derive(self, report: Further, verdict: Verdict) -> None:
+        try:
+            report.write(verdict)
+        except Exception as error:
+            # Also a defect of ours: the verdict is written, and its exit code must still be given.
+            self._console.note(f"{report.where}: the {report.name} report could not be written: {error}")
 
     def _interrupted(self) -> None:
         pid = (self._run.engine.ledger.running() or {}).get("pid")
@@ -161,4 +178,7 @@ class Finish:
                     console.block(wording.failure_block(record, self._run.numbers, lost))
             for nodeid in self._unexplained():
                 console.note(f"{nodeid} failed although its stage did not")
+        if os.environ.get(github.ON) == "true":
+            for line in github.commands(verdict):
+                console.raw(line)
         console.last(verdict, code, os.path.join(self._settings.report, verdict_json.NAME) if self._written else None)

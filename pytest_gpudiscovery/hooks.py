@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pytest_gpudiscovery import attempts, collection, fixtures, options, start
+from pytest_gpudiscovery import adapters, attempts, collection, fixtures, options, start
 from pytest_gpudiscovery import context as contexts
 from pytest_gpudiscovery.engine import AFTER_DEADLINE_S
 from pytest_gpudiscovery.finish import Finish, Selection
@@ -36,6 +36,7 @@ def install(config: pytest.Config) -> None:
     manager.register(gate, "gpudiscovery-gate")
     manager.register(fixtures, "gpudiscovery-fixtures")
     manager.register(collection.Collection(gate.numbers), "gpudiscovery-collection")
+    adapters.install(config, gate.choice)
     reporter = manager.get_plugin("terminalreporter")
     if gate.choice.alone and reporter is not None:
         manager.unregister(reporter)
@@ -103,7 +104,8 @@ class Gate:
         if trouble is not None:
             self.run.notes.append(trouble)
         sigterm = Sigterm()
-        self._finish = finish = Finish(self.run, settings, self.choice, console, sigterm)
+        further = adapters.further(config, self.choice)
+        self._finish = finish = Finish(self.run, settings, self.choice, console, sigterm, further)
         config.add_cleanup(lambda: finish.say(_exit_status(config)))
         config.add_cleanup(sigterm.restore)
         config.add_cleanup(console.stop)

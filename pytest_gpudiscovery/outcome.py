@@ -102,11 +102,20 @@ def _evidence(results: Mapping[str, ChildResult]) -> dict[str, Any]:
             "stdout": result.stdout,
             "stderr": result.stderr,
             "notes": list(result.notes),
+            **_open(result),
             **dict(result.evidence),
         }
         for name, result in results.items()
         if result.ending is not Ending.ANSWERED or result.notes
     }
+
+
+def _open(result: ChildResult) -> dict[str, Any]:
+    """Return which step had not ended, and for how many seconds, when the deadline of a child that hung came."""
+    step, deadline = result.open_step, result.evidence.get("deadline_s")
+    if step is None or not isinstance(deadline, (int, float)):
+        return {}
+    return {"open_step": step.name, "open_for_s": round(max(0.0, deadline - step.started), 3)}
 
 
 def _of_checks(judgement: Judgement, checks: list[Check]) -> Outcome:
@@ -141,7 +150,7 @@ def _of_endings(
             return outcome, _engine_check(spec, spec.hang_causes, "engine.probe.hang", step, facts, result)
         if result.ending is Ending.NO_ANSWER:
             return Outcome.CRASHED, _engine_check(spec, {}, "engine.probe.no_answer", step, facts, result)
-        if result.ending is Ending.SIGNALLED or (result.ending is Ending.EXITED and not _python_failed(result)):
+        if result.ending is Ending.SIGNALLED or (result.ending is Ending.EXITED and not result.python_failed):
             return Outcome.CRASHED, _engine_check(spec, spec.crash_causes, "engine.probe.crash", step, facts, result)
         return Outcome.PROBE_ERROR, None
     return None, None
@@ -157,11 +166,6 @@ def _engine_check(
     )
     # The fallback causes belong to no row of their own: the stage's first row stands for it.
     return dataclasses.replace(check, prerequisite=spec.rows[0]) if cause == fallback else check
-
-
-def _python_failed(result: ChildResult) -> bool:
-    """Whether the child ended by an exception of our own Python code: a defect of the gate, not of the host."""
-    return result.exit_code == 1 and "Traceback (most recent call last)" in result.stderr
 
 
 def _ending_words(result: ChildResult) -> str:

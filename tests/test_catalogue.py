@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -78,3 +79,18 @@ def test_a_summary_that_is_only_a_fact_still_says_something_without_it() -> None
         found = catalogue.finding(cause.id, empty)
         assert found.summary.strip()
         assert found.detail.strip()
+
+
+def test_a_summary_is_one_line_and_a_fact_one_word_of_the_command() -> None:
+    path = "/opt/it's; rm -rf x\n/lib.so"
+    found = catalogue.finding("load.cpu.ends", {"path": path, "step": "dlopen a\nb", "how": "x"})
+    assert found.summary == r"dlopen a\nb x"
+    assert shlex.split(found.next)[2] == path.replace("\n", r"\n") + ";"
+    bare = catalogue.finding("package.stray.library", {"path": path, "name": "$(id)"})
+    assert shlex.split(bare.next)[2] == path.replace("\n", r"\n") + "/$(id)"
+
+
+@pytest.mark.parametrize("cause", list(catalogue.causes().values()), ids=lambda cause: cause.id)
+def test_a_command_has_no_placeholder_left(cause: catalogue.Cause) -> None:
+    assert not re.search(r"(?<![A-Za-z_])LIBRARY(?![A-Za-z_])", cause.next)
+    assert "--time-sort" not in cause.next  # no option of ls

@@ -11,7 +11,7 @@ import pytest
 from pytest_gpudiscovery.engine import Engine
 from pytest_gpudiscovery.ledger import Ledger, LedgerBusyError
 from pytest_gpudiscovery.model import Outcome, Step
-from pytest_gpudiscovery.stages.spec import Judgement, StageSpec
+from pytest_gpudiscovery.stages.spec import Judgement, StageInput, StageSpec, passed
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending, Probe
 from tests.fakes import context, hang, result, stage
 
@@ -248,3 +248,37 @@ def test_while_ollama_cannot_be_asked_a_broken_driver_still_blocks(tmp_path: Pat
     }
     assert "driver" in Engine(context(), str(tmp_path), table, Children()).required
     assert "driver" not in Engine(context(target="closure"), str(tmp_path), table, Children()).required
+
+
+def turned(asked: list[str], *, directories: int, deadline_s: float) -> StageSpec:
+    """Return a stage with a turn for each of DIRECTORIES, each asked for with DEADLINE_S."""
+
+    def plan(_: object, __: object, results: dict[str, ChildResult]) -> tuple[str, Probe] | None:
+        name = f"d{len(results)}"
+        return (name, Probe(name, {}, {}, deadline_s)) if len(results) < directories else None
+
+    def judge(given: StageInput) -> Judgement:
+        asked.extend(given.results)
+        return Judgement((passed("P01"),), "fine")
+
+    return stage(4, "kernel", plan=plan, judge=judge, turns=lambda *_: 2, optional=frozenset(("d0", "d1", "d2")))
+
+
+def test_a_probe_with_less_than_its_turn_left_is_not_started(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def slow(_: Probe) -> ChildResult:
+        time.sleep(0.9)
+        return result()
+
+    table = {"kernel": turned(asked, directories=3, deadline_s=1.0)}
+    Engine(context(deadlines={"kernel": 1.0}), str(tmp_path), table, slow).ensure("kernel")
+    assert asked == ["d0", "d1"]
+
+
+def test_a_hang_at_the_probes_own_deadline_is_no_cut_of_the_run(tmp_path: Path) -> None:
+    asked: list[str] = []
+    table = {"kernel": turned(asked, directories=1, deadline_s=0.5)}
+    gate = Engine(context(run_until=time.time() + 30), str(tmp_path), table, Children(d0=hang()))
+    assert gate.ensure("kernel").outcome is Outcome.PASSED  # as the judgement says: d0 is optional
+    assert asked == ["d0"]

@@ -80,5 +80,6 @@ class Failure:
     def __init__(self, kind: str, refused: Refused, requester: LinkMap | None, ends: bool = True) -> None:
         self.kind = kind
         self.refused = refused
+        refused.__traceback__ = refused.__context__ = None  # they would keep every frame on the way alive
         self.requester = requester
         self.ends = ends

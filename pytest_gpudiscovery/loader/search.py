@@ -24,7 +24,7 @@ LIBRARY_PATH = "LD_LIBRARY_PATH"
 PATH = "path"  # the name had a slash
 DIRECTORIES = 4096  # in one list; more is a hostile file
 CANDIDATES = 1 << 24  # bytes of the paths that one process looks at, each with CANDIDATE more for the record of it
-CANDIDATE = 256
+CANDIDATE = 512
 
 
 @dataclass(frozen=True)

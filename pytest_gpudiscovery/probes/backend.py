@@ -34,6 +34,7 @@ def probe(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
 def first(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
     """Initialise REQUEST["backend"]; `leave_alone`: ordinals whose memory is not asked (a context may be made)."""
     journal.observe("gdb", gdb())
+    journal.observe("library", request["backend"])
     return discover(request["backend"], set(request["leave_alone"]), journal, "")
 
 
@@ -78,7 +79,8 @@ def second(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
                     os.close(reader)
                     name = readers.pop(reader)
                     answers[name] = _answer(parts[reader], status, time.monotonic() - began)
-                    journal.observe("ended", answers)
+                    # No more than a name: a long line would mix with those that the others write meanwhile.
+                    journal.observe(f"ended {name}", answers[name].get("exit", 0))
     return {"ended": answers, "seconds": round(time.monotonic() - began, 6)}
 
 
@@ -119,8 +121,8 @@ def discover(backend: str, leave_alone: set[int], journal: Journal, prefix: str)
     with journal.step(f"{prefix}dlopen {os.path.basename(backend)}") as step:
         try:
             library = ctypes.CDLL(backend, mode=os.RTLD_NOW | os.RTLD_LOCAL)
-        except OSError as error:
-            answer["error"] = step.result = str(error)
+        except (OSError, UnicodeDecodeError) as error:
+            answer["error"] = step.result = ffi.dl_error(error)
             return answer
         step.result = 0
     functions = ggml.Functions(library)

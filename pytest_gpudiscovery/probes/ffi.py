@@ -40,14 +40,19 @@ def load(journal: Journal, name: str, *, linked: bool = True) -> Library:
         with journal.step(f"dlopen {name}") as step:
             try:
                 library = Library(name, mode=os.RTLD_NOW | os.RTLD_LOCAL)
-            except OSError as error:
-                step.result = {"error": str(error)}
-                raise
+            except (OSError, UnicodeDecodeError) as error:
+                step.result = {"error": dl_error(error)}
+                raise OSError(dl_error(error)) from None
             step.result = 0
     finally:
         journal.observe("libraries", driver_libraries())
     library.program = ctypes.CDLL(None) if linked else None
     return library
+
+
+def dl_error(error: OSError | UnicodeDecodeError) -> str:
+    """Return the text of dlerror() from what ctypes raised; a name in it need not be UTF-8."""
+    return str(error) if isinstance(error, OSError) else error.object.decode("utf-8", "backslashreplace")
 
 
 def find(library: Library, symbol: str) -> Any:

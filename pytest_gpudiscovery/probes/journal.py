@@ -81,5 +81,10 @@ class Journal:
 
     def _write(self, line: dict[str, Any]) -> None:
         data = (dumps(line) + "\n").encode()
-        while data:  # a pipe takes large lines in pieces
-            data = data[os.write(self._fd, data) :]
+        try:
+            while data:  # a pipe takes large lines in pieces
+                data = data[os.write(self._fd, data) :]
+        except OSError as error:  # a traceback on stderr is all that is left, and not taken for a defect of ours
+            raise OSError(
+                error.errno, "the gate's journal was closed: a library closed descriptors of others"
+            ) from None

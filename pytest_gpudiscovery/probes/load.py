@@ -12,7 +12,7 @@ import time
 
 from pytest_gpudiscovery.loader import predict
 from pytest_gpudiscovery.loader.linkmap import ProcessModel
-from pytest_gpudiscovery.probes import ldtrace, storage
+from pytest_gpudiscovery.probes import ffi, ldtrace, storage
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -85,15 +85,25 @@ def each(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
                 score.restype = ctypes.c_int
                 entry["score"] = step.result = int(score())
         seen[path] = entry
-        journal.observe("seen", seen)
+        # One by one: a journal has a limit, and all of them each time reach it with some hundred libraries.
+        journal.observe(f"seen {len(seen)}", {**entry, "path": path})
     journal.observe("at", None)
     return {"seen": seen, "paths": paths}
 
 
 def matching(directory: str, folder: str, file: str) -> list[str]:
-    """Return the shared objects whose name begins with FILE in DIRECTORY, or in those of its FOLDER* directories."""
+    """Return the libraries FILE*.so in DIRECTORY, or in those of its FOLDER* directories, as Ollama would open them.
+
+    Regular files named so to the end, behind symlinks (v0.16.3 ggml-backend-reg.cpp, ggml_backend_load_best): it opens
+    neither a FIFO nor a leftover such as x.so.bak. FILE.so itself, without a variant's name, only where it is alone.
+    """
     places = [directory] if not folder else [f"{directory}/{name}" for name in _names(directory, folder)]
-    return [f"{place}/{name}" for place in places for name in _names(place, file) if ".so" in name]
+    found = []
+    for place in places:
+        names = [name for name in _names(place, file) if name.endswith(".so") and os.path.isfile(f"{place}/{name}")]
+        variants = [name for name in names if name != f"{file}.so"]
+        found += [f"{place}/{name}" for name in variants or names]
+    return found
 
 
 def _names(directory: str, beginning: str) -> list[str]:
@@ -122,8 +132,8 @@ def _open(
         with journal.step(step_name) as step:
             try:
                 library = ctypes.CDLL(path, mode=mode)
-            except OSError as error:
-                entry["error"] = step.result = str(error)
+            except (OSError, UnicodeDecodeError) as error:
+                entry["error"] = step.result = ffi.dl_error(error)
                 return None
             step.result = 0
     finally:

@@ -33,6 +33,7 @@ SECRET = ('msg="server config"', "msg=subprocess ")
 # Nothing but loopback: 0.30 and later ask ollama.com for a list of models, unless told not to.
 QUIET = {"OLLAMA_NO_CLOUD": "1", "HTTPS_PROXY": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
 NAMES = ("ollama", "llama-server")
+OLD_S = 60.0
 
 
 class Log:
@@ -206,17 +207,26 @@ def is_open(port: int) -> bool:
 
 
 def running() -> list[dict[str, Any]]:
-    """Return {"pid", "name", "start"} of every process of an Ollama; reads only /proc/PID/stat, which never waits."""
-    found = []
+    """Return {"pid", "name", "start"} of every server that runs for OLD_S or longer; start is in ticks after boot.
+
+    Runners of models come and go, and so do clients: a child of an Ollama is none, nor what has just begun. Reads only
+    /proc/PID/stat, which never waits for the process.
+    """
+    seen: dict[int, tuple[str, int, int]] = {}
     try:
         pids = [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
     except OSError as error:
         return [{"error": errno_name(error)}]
-    own = os.getpid()
+    now = time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK")
     for pid in pids:
         text = stuck.read(f"/proc/{pid}/stat")
-        name = text[text.find("(") + 1 : text.rfind(")")]
         fields = text[text.rfind(")") + 1 :].split()
-        if name in NAMES and pid != own and len(fields) > 19 and fields[0] != "Z":
-            found.append({"pid": pid, "name": name, "start": int(fields[19])})
-    return found
+        if len(fields) > 19 and fields[0] != "Z":
+            seen[pid] = (text[text.find("(") + 1 : text.rfind(")")], int(fields[1]), int(fields[19]))
+    return [
+        {"pid": pid, "name": name, "start": start}
+        for pid, (name, parent, start) in seen.items()
+        if name in NAMES
+        and seen.get(parent, ("", 0, 0))[0] not in NAMES
+        and now - start > OLD_S * os.sysconf("SC_CLK_TCK")
+    ]

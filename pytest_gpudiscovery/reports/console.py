@@ -114,7 +114,7 @@ class Console:
 
     def note(self, text: str) -> None:
         """Say TEXT once, however many processes meet it."""
-        self._line(f"note: {text}")
+        self._line(f"note: {wording.one_line(text)}")
 
     def error(self, text: str) -> None:
         """Say what is wrong with how pytest was called, as pytest says it."""
@@ -132,15 +132,19 @@ class Console:
                 return
             write(f"{wording.label(self._numbers[record.name], record.name):<16}")
             write(f"{wording.words(record.outcome):<14}", **({colour: True} if colour else {}))
-            write(f"{duration:<11}  {text}".rstrip() + "\n")
+            write(f"{duration:<11}  {wording.one_line(text)}".rstrip() + "\n")
             for step in record.steps if self._steps else ():
                 took = f"{step.duration_s:9.3f} s" if step.duration_s is not None else "  not ended"
                 result = "" if step.result is None else f"  {step.result}"
-                write(f"   {step.name:<40} {took}{result[:100]}\n")
+                write(f"   {wording.one_line(step.name):<40} {took}{wording.one_line(result)[:100]}\n")
 
     def block(self, text: str) -> None:
         """Say what failed, in the shape that all reports share."""
         self._line("")
+        self._line(text)
+
+    def raw(self, text: str) -> None:
+        """Say a line that a CI system reads, as it is."""
         self._line(text)
 
     def last(self, verdict: Verdict, exit_code: int, report: str | None) -> None:

@@ -30,11 +30,11 @@ def write(directory: str, verdict: Verdict) -> list[str]:
     Raises OSError; also when `evidence` is no directory of its own but a link.
     """
     place = os.path.join(directory, DIRECTORY)
-    texts = dict(_texts(verdict))
+    found = dict(texts(verdict))
     try:
         fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
-        if not texts:
+        if not found:
             return []
         os.makedirs(place)
         fd = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -42,11 +42,11 @@ def write(directory: str, verdict: Verdict) -> list[str]:
         for name in os.listdir(fd):
             if name.endswith(".txt") and _ours(fd, name):
                 os.unlink(name, dir_fd=fd)
-        for name, text in texts.items():
+        for name, text in found.items():
             replace(place, name, text.encode(), dir_fd=fd)
     finally:
         os.close(fd)
-    return [os.path.join(place, name) for name in texts]
+    return [os.path.join(place, name) for name in found]
 
 
 def _ours(directory: int, name: str) -> bool:
@@ -63,7 +63,8 @@ def _ours(directory: int, name: str) -> bool:
         os.close(fd)
 
 
-def _texts(verdict: Verdict) -> Iterator[tuple[str, str]]:
+def texts(verdict: Verdict) -> Iterator[tuple[str, str]]:
+    """Yield the name and the text of every file."""
     taken: set[str] = set()
     for record in verdict.stages:
         evidence = record.evidence if isinstance(record.evidence, Mapping) else {}
@@ -79,11 +80,16 @@ def _texts(verdict: Verdict) -> Iterator[tuple[str, str]]:
 
 def _name(stage: str, probe: str, taken: set[str]) -> str:
     """Return a file name of letters, digits and _.- that is not in TAKEN."""
-    stem = "-".join(UNSAFE.sub("_", part[:200]).strip(".-")[:40] or "unnamed" for part in (stage, probe))
+    begin = f"{stem(stage)}-{stem(probe)}"
     number = 1
-    while (name := f"{stem}{f'-{number}' if number > 1 else ''}.txt") in taken:
+    while (name := f"{begin}{f'-{number}' if number > 1 else ''}.txt") in taken:
         number += 1
     return name
+
+
+def stem(name: str) -> str:
+    """Return the part of a file's name that stands for stage or probe NAME."""
+    return UNSAFE.sub("_", name[:200]).strip(".-")[:40] or "unnamed"
 
 
 def _lines(record: StageRecord, probe: str, value: object, verdict: Verdict) -> Iterator[str]:

@@ -48,10 +48,14 @@ def edge(name: str) -> str | None:
     return f"edge-{name}" if name in (BAD, WARN, OPEN) else None
 
 
+def mark_of(record: StageRecord) -> str:
+    """Return the symbol of a stage's outcome."""
+    return "○" if record.outcome is Outcome.NOT_REACHED else SYMBOLS[tone(record)]
+
+
 def stage_mark(record: StageRecord) -> Html:
     """Return the symbol and the word of a stage's outcome."""
-    symbol = "○" if record.outcome is Outcome.NOT_REACHED else None
-    return mark(tone(record), NOT_PART if is_later(record) else wording.words(record.outcome), symbol)
+    return mark(tone(record), NOT_PART if is_later(record) else wording.words(record.outcome), mark_of(record))
 
 
 def check_mark(outcome: CheckOutcome) -> Html:

@@ -223,7 +223,7 @@ def _stuck(record: StageRecord) -> Iterator[Fact]:
     step = wording.open_step(record)
     if step is not None and not record.outcome.lets_others_run:
         began = clock((finite(record.started) or 0) + (finite(step.started) or 0), date=False)
-        before = finite(record.deadline_s - step.started) if record.outcome in wording.HUNG else None
+        before = finite(wording.before_deadline(record, step)) if record.outcome in wording.HUNG else None
         text = f" {seconds(before)} before the deadline" if before is not None and before >= 0 else ""
         yield Fact("Last step", f"{step.name}, begun{text}{f' at {began}' if began else ''}; it did not return")
 
@@ -249,7 +249,7 @@ def _when(record: StageRecord) -> Iterator[Fact]:
     if not begun or record.outcome in (Outcome.NOT_SELECTED, Outcome.NOT_REACHED):
         return
     deadline = f"deadline {record.deadline_s:g} s"
-    if record.outcome in wording.HUNG:
+    if record.outcome in wording.HUNG and not wording.several_probes(record):
         passed = clock((finite(record.started) or 0) + (finite(record.deadline_s) or 0), date=False)
         yield Fact("Since", f"{begun}; the {deadline} passed at {passed or '?'}")
     else:

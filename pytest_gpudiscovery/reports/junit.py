@@ -9,6 +9,8 @@ import pytest
 
 from pytest_gpudiscovery.model import StageRecord, Verdict
 from pytest_gpudiscovery.reports import wording
+from pytest_gpudiscovery.reports.html_first import gpu_name
+from pytest_gpudiscovery.reports.html_text import visible
 
 PREFIX = "gpu_discovery."
 
@@ -25,6 +27,9 @@ def suite_properties(verdict: Verdict) -> Iterator[tuple[str, str]]:
         yield f"blocker.{index}", f"{blocker.stage}: {blocker.cause}: {blocker.summary}"
     for index, gpu in enumerate(verdict.gpus):
         yield f"gpu.{index}", str(gpu.get("pci"))
+        yield f"gpu.{index}.name", gpu_name(gpu)
+        if gpu.get("uuid"):
+            yield f"gpu.{index}.uuid", str(gpu["uuid"])
 
 
 def item_properties(record: StageRecord) -> Iterator[tuple[str, str]]:
@@ -49,4 +54,4 @@ def add_suite_properties(config: pytest.Config, verdict: Verdict) -> None:
     xml: Any = config.stash.get(xml_key, None)
     if xml is not None:
         for name, value in suite_properties(verdict):
-            xml.add_global_property(PREFIX + name, value)
+            xml.add_global_property(PREFIX + name, visible(value))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_gpudiscovery.model import Check, CheckOutcome, Finding, Kind, Outcome, StageRecord, State, Step, Verdict
+from pytest_gpudiscovery.reports.html_text import visible
+from pytest_gpudiscovery.reports.html_values import clip
 
 INDENT = "   "
 OLLAMA_GIVES_UP = '"failed to finish discovery before timeout"'  # discover/runner.go, logged at its 30 s
 HUNG = (Outcome.TIMED_OUT, Outcome.UNKILLABLE)
 VALUE_LIMIT = 160  # characters of an observed or expected value in the block; verdict.json has all of it
+LINE_LIMIT = 4_000  # characters of one line of ours, whatever a log or a path holds
 
 
 def label(number: int, name: str) -> str:
@@ -41,9 +45,14 @@ def failure_block(record: StageRecord, numbers: Mapping[str, int], explains: Seq
         ("Ollama", _ollama(record)),
         ("next", f"{finding.next}   ({finding.action.value})" if finding and finding.next else ""),
     ]
-    lines = [f"{label(numbers.get(record.name, 0), record.name)}: {record.summary}"]
-    lines += [f"{INDENT}{name:<10}: {text}" for name, text in rows if text]
+    lines = [f"{label(numbers.get(record.name, 0), record.name)}: {one_line(record.summary)}"]
+    lines += [f"{INDENT}{name:<10}: {one_line(text)}" for name, text in rows if text]
     return "\n".join(lines)
+
+
+def one_line(text: str) -> str:
+    """Return TEXT without line breaks and control characters, cut: it may come from a log, and goes to terminals."""
+    return visible(re.sub(r"[\r\n\t\v\f]+", " ", clip(text, LINE_LIMIT)))
 
 
 def worst(record: StageRecord) -> tuple[Check | None, Finding | None]:
@@ -78,13 +87,36 @@ def _last_step(record: StageRecord) -> str:
     if step is None or record.outcome.lets_others_run:
         return ""
     if record.outcome in HUNG:
-        return f"{step.name}, started {max(0.0, record.deadline_s - step.started):.1f} s before the deadline"
+        return f"{step.name}, started {before_deadline(record, step):.1f} s before the deadline"
     return f"{step.name}, started {step.started:.1f} s after the stage"
 
 
 def open_step(record: StageRecord) -> Step | None:
-    """Return the innermost step that had not ended, None when all had."""
-    return next((step for step in reversed(record.steps) if step.duration_s is None), None)
+    """Return the innermost step that had not ended, None when all had; of several probes, the first one's."""
+    stuck = [step for step in record.steps if step.duration_s is None]
+    first = [step for step in stuck if _probe_of(step) == _probe_of(stuck[0])]
+    return first[-1] if first else None
+
+
+def several_probes(record: StageRecord) -> bool:
+    """Whether RECORD's steps are of several probes, each with a deadline of its own."""
+    return len({_probe_of(step) for step in record.steps} - {""}) > 1
+
+
+def _probe_of(step: Step) -> str:
+    """Return "cuda_v12" of "cuda_v12: ggml_backend_init": the stage's probes are told apart so."""
+    begin, found, _ = step.name.partition(": ")
+    return begin if found else ""
+
+
+def before_deadline(record: StageRecord, step: Step) -> float:
+    """Return how many seconds STEP was open at its deadline: its child's, where a stage has one for each of several."""
+    for name, seen in record.evidence.items() if isinstance(record.evidence, dict) else ():
+        if isinstance(seen, dict) and step.name in (seen.get("open_step"), f"{name}: {seen.get('open_step')}"):
+            seconds = seen.get("open_for_s")
+            if isinstance(seconds, (int, float)):
+                return float(seconds)
+    return max(0.0, record.deadline_s - step.started)
 
 
 def _explains(explains: Sequence[str], numbers: Mapping[str, int]) -> str:
@@ -115,7 +147,7 @@ def last_line(verdict: Verdict, numbers: Mapping[str, int], exit_code: int | Non
     """Return the one line that the whole run comes down to; at most one exit code, SIMULATED when it was."""
     simulated = "SIMULATED " if verdict.simulated else ""
     ending = f" (exit {exit_code})" if exit_code is not None else ""
-    return f"gpu-discovery: {simulated}{verdict.verdict.value.upper()}{_because(verdict, numbers)}{ending}"
+    return one_line(f"gpu-discovery: {simulated}{verdict.verdict.value.upper()}{_because(verdict, numbers)}{ending}")
 
 
 def _because(verdict: Verdict, numbers: Mapping[str, int]) -> str:

@@ -14,7 +14,7 @@ from pytest_gpudiscovery.model import Check, Outcome, StageRecord
 from pytest_gpudiscovery.probes.childenv import gpu_directory_environment
 from pytest_gpudiscovery.stages import backend_pass, closure, second_pass
 from pytest_gpudiscovery.stages.closure import directories, kept
-from pytest_gpudiscovery.stages.endings import HANG_OUTCOMES, defect, stuck
+from pytest_gpudiscovery.stages.endings import HANG_OUTCOMES, defect, in_driver
 from pytest_gpudiscovery.stages.identity import integer, mapping, objects, string
 from pytest_gpudiscovery.stages.looking import in_order
 from pytest_gpudiscovery.stages.runtime import AnyName
@@ -48,7 +48,7 @@ def plan(
     context: RunContext, prior: Mapping[str, StageRecord], results: Mapping[str, ChildResult]
 ) -> tuple[str, Probe] | None:
     """Ask one directory after another, the second pass right behind the first."""
-    if any(stuck(result) for result in results.values()):
+    if any(in_driver(result) for result in results.values()):
         return None  # a second child may make a stuck driver worse
     package, driver = (mapping(prior[name].facts if name in prior else None) for name in ("package", "driver"))
     lib = string(package.get("lib_dir"))
@@ -123,19 +123,14 @@ def judge(given: StageInput) -> Judgement:
         for entry in asked
         if kept(entry, given.context.env) and not closure.bad(judged[str(entry["name"])])
     ]
-    checks = [
-        closure.eased(check) if good and name not in good else check for name, mine in judged.items() for check in mine
-    ]
+    checks = closure.ease(judged, good, {str(e["name"]) for e in asked if not kept(e, given.context.env)})
     facts = {
         "backends": [{"directory": name, **backend_pass.facts(given.observed(name))} for name in judged],
         "views": backend_pass.views({name: given.observed(name) for name in judged}, driver),
     }
+    stuck = any(in_driver(result) for result in given.results.values())
     return Judgement(
-        in_order(checks),
-        _summary(given, list(judged), good),
-        facts,
-        outcome=_forced(given, good),
-        stuck=any(stuck(result) for result in given.results.values()),
+        in_order(checks), _summary(given, list(judged), good), facts, outcome=_forced(given, asked, good), stuck=stuck
     )
 
 
@@ -146,12 +141,13 @@ def _era(given: StageInput) -> str:
     return known or ("C" if any(item.get("model") == "native" for item in closures) else "B")
 
 
-def _forced(given: StageInput, good: list[str]) -> Outcome | None:
-    results = given.results.values()
-    if any(defect(result) for result in results):
+def _forced(given: StageInput, asked: list[Mapping[str, Any]], good: list[str]) -> Outcome | None:
+    if any(defect(result) for result in given.results.values()):
         return Outcome.PROBE_ERROR
     if good:
         return None
+    own = {str(entry["name"]) for entry in asked if kept(entry, given.context.env)}
+    results = [result for name, result in given.results.items() if name.removeprefix(SECOND) in own]
     ended = [result.ending for result in results if result.ending is not Ending.ANSWERED]
     return HANG_OUTCOMES.get(ended[0], Outcome.CRASHED) if ended else None
 

@@ -60,6 +60,11 @@ def judge(
     return [*checks, _refresh(result, subject), _abort(result, seen, subject)]
 
 
+def library(seen: Facts) -> str:
+    """Return the path of the backend that was SEEN, for the next command."""
+    return string(seen.get("library")) or "libggml-cuda.so"
+
+
 def ended(result: ChildResult, subject: str, limit_s: float) -> list[Check]:
     """Return the check for a child that hung or ended without an answer; [] for one that answered."""
     if result.ending is Ending.ANSWERED:
@@ -91,7 +96,7 @@ def said(result: ChildResult) -> str:
 def _interface(seen: Facts, subject: str) -> Check | None:
     """Judge P27: what stops ggml's loader, or us, before any device is asked."""
     registry = seen.get("registry")
-    facts: dict[str, Any] = {"error": seen.get("error"), "expected": API_VERSION}
+    facts: dict[str, Any] = {"error": seen.get("error"), "expected": API_VERSION, "library": library(seen)}
     if string(seen.get("error")):
         return found("backend.unloadable", facts, subject=subject, expected="loads", observed=seen.get("error"))
     if seen.get("has_init") is not True:
@@ -128,7 +133,9 @@ def _devices(
     checks: list[Check] = []
     for device in devices:
         ordinal = integer(device.get("ordinal"))
-        checks += _device(device, _same(device, gpus) or mapping(gpus.get(ordinal)), ordinal or 0, era, busy, subject)
+        checks += _device(
+            device, _same(device, gpus) or mapping(gpus.get(ordinal)), ordinal or 0, era, busy, subject, library(seen)
+        )
     if not any(check.prerequisite == "P89" for check in checks):
         observed = [{key: device.get(key) for key in ("name", "description", "memory_total")} for device in devices]
         checks.append(passed("P89", subject=subject, observed=observed))
@@ -150,10 +157,16 @@ def _same(device: Facts, gpus: Mapping[int | None, Facts]) -> Facts:
 
 
 def _device(
-    device: Facts, gpu: Facts, ordinal: int, era: str | None, busy: Mapping[int, list[int]], subject: str
+    device: Facts,
+    gpu: Facts,
+    ordinal: int,
+    era: str | None,
+    busy: Mapping[int, list[int]],
+    subject: str,
+    path: str,
 ) -> list[Check]:
     name, description = str(gpu.get("name")), str(device.get("description"))
-    facts: dict[str, Any] = {"ordinal": ordinal, "cuda": name, "ggml": description}
+    facts: dict[str, Any] = {"ordinal": ordinal, "cuda": name, "ggml": description, "library": path}
     if description != name:
         return [found("backend.device_differs", facts, subject=subject, expected=name, observed=description)]
     if device.get("left_alone") is True:

@@ -79,9 +79,9 @@ def failed(run: Facts, binary: str, preloaded: Sequence[str], budget_s: float) -
     if reason == "exited":
         return exited(run)
     if status == 404:
-        return "bootstrap.http.not_found", {"port": run.get("port"), "observed": 404}
+        return "bootstrap.http.not_found", {"port": run.get("port"), "observed": "HTTP 404"}
     if status is not None and status != 200:
-        return "bootstrap.http.error", {"status": status, "body": short(run.get("body")), "observed": status}
+        return "bootstrap.http.error", {"status": status, "body": short(run.get("body")), "observed": f"HTTP {status}"}
     if not isinstance(run.get("devices"), list):
         return "bootstrap.no_answer", {"observed": status}
     seconds = number(run.get("seconds")) or 0.0
@@ -103,9 +103,9 @@ def exited(run: Facts) -> tuple[str, dict[str, Any]]:
     """Return (cause, facts) of a child that ended before it answered."""
     code = integer(run.get("exit"))
     output = text(run)
-    facts: dict[str, Any] = {"code": code, "observed": code}
+    facts: dict[str, Any] = {"code": code, "observed": f"exit status {code}"}
     if code is not None and code < 0:
-        facts["signal"] = -code
+        facts |= {"signal": -code, "observed": f"signal {-code}"}
         return ("bootstrap.exit.killed" if -code == SIGKILL else "bootstrap.exit.signal"), facts
     if code == LISTEN and "Listen error" in output:
         return "bootstrap.exit.listen", facts

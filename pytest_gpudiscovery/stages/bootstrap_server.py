@@ -163,7 +163,7 @@ def failed(run: Facts, preloaded: Sequence[str]) -> tuple[str, dict[str, Any]] |
     if listed.get("exit") != 0:
         code = integer(listed.get("exit"))
         ending = f"signal {-code}" if code is not None and code < 0 else f"status {code}"
-        return "bootstrap.list.exit", {"ending": ending, "said": said(listed), "observed": code}
+        return "bootstrap.list.exit", {"ending": ending, "said": said(listed), "observed": ending}
     return None
 
 

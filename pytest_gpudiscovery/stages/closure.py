@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from pytest_gpudiscovery.model import Check, CheckOutcome, Kind, Outcome, StageRecord
@@ -116,7 +116,10 @@ def judge(given: StageInput) -> Judgement:
         for entry in asked
         if entry["name"] in answered and kept(entry, given.context.env) and not bad(judged[str(entry["name"])])
     ]
-    checks = [eased(check) if good and name not in good else check for name, own in judged.items() for check in own]
+    skipped = [entry for entry in asked if not kept(entry, given.context.env)]
+    checks = ease(judged, good, {str(entry["name"]) for entry in skipped})
+    if len(skipped) == len(asked):
+        checks.append(_none_kept(skipped))
     forced = next((outcome for result in given.results.values() if (outcome := _forced(result, bool(good)))), None)
     return Judgement(
         in_order(checks), _summary(given, asked, good, wanted), _facts(given, asked, wanted), outcome=forced
@@ -176,6 +179,24 @@ def eased(check: Check) -> Check:
     if check.outcome is CheckOutcome.UNKNOWN:
         return dataclasses.replace(check, kind=Kind.RISK)
     return as_warning(check)
+
+
+def ease(judged: Mapping[str, list[Check]], good: Collection[str], skipped: Collection[str]) -> list[Check]:
+    """Return all checks of JUDGED directories; what Ollama SKIPS, or does not need beside a GOOD one, blocks not."""
+    return [
+        eased(check) if name in skipped or (good and name not in good) else check
+        for name, own in judged.items()
+        for check in own
+    ]
+
+
+def _none_kept(skipped: list[Mapping[str, Any]]) -> Check:
+    """Return the check that fails where this Ollama looks into no directory with a CUDA backend."""
+    names = ", ".join(str(entry["name"]) for entry in skipped)
+    why = next((str(entry["skipped"]) for entry in skipped if string(entry.get("skipped"))), "its name")
+    return found(
+        "closure.directory.none_kept", {"names": names, "why": why}, expected="one that is kept", observed=names
+    )
 
 
 def _forced(result: ChildResult, good: bool) -> Outcome | None:

@@ -8,24 +8,37 @@ from pytest_gpudiscovery.model import Outcome
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending
 
 HANG_OUTCOMES = {Ending.TIMED_OUT: Outcome.TIMED_OUT, Ending.UNKILLABLE: Outcome.UNKILLABLE}
+JIT_COMPILER = "libnvidia-ptxjitcompiler"
+DRIVER_MARKS = ("/dev/nvidia", "libcuda.so", "libnvidia-")
 LOADER_ABORTS = 127  # ld.so's own assertions end the process so (elf/dl-minimal.c, __assert_fail)
-
-
-def stuck(result: ChildResult) -> bool:
-    """Whether the driver should be left alone after RESULT: a child that cannot be killed, or that waited in a call.
-
-    One that computed in user space until SIGKILL ended it (PTX that is compiled, a shim that spins) holds nothing.
-    """
-    if result.ending is Ending.TIMED_OUT:
-        return not str(result.evidence.get("blocked_in", "")).startswith("running")
-    return result.ending is Ending.UNKILLABLE
 
 
 def defect(result: ChildResult) -> bool:
     """Whether the child's end says something of the gate and nothing of the host."""
-    if result.ending is Ending.NOT_SPAWNED:
-        return True
-    return result.ending is Ending.EXITED and result.exit_code == 1 and "Traceback (most recent" in result.stderr
+    return result.ending is Ending.NOT_SPAWNED or result.python_failed
+
+
+def unsafe(result: ChildResult) -> bool:
+    """Whether no further child should touch the driver: this one cannot be killed, or was caught inside the driver.
+
+    One that hung elsewhere (its own lock, a file) and died on SIGKILL says nothing against asking again.
+    """
+    return result.ending is Ending.UNKILLABLE or (
+        result.ending is Ending.TIMED_OUT and "/dev/nvidia" in str(result.evidence.get("blocked_in"))
+    )
+
+
+def in_driver(result: ChildResult) -> bool:
+    """Whether RESULT's child hung, and nothing shows that it was outside of the driver: then the driver is left alone.
+
+    Shown is it by where it was blocked: a place that could be read, with neither a node nor a library of the driver.
+    The compiler of PTX computes in user space: SIGKILL ends it, and it holds nothing that others wait for.
+    """
+    place = str(result.evidence.get("blocked_in") or "")
+    if result.ending is Ending.TIMED_OUT and place.startswith("running") and JIT_COMPILER in place:
+        return False
+    shown = " < " in place and not any(mark in place for mark in DRIVER_MARKS)
+    return result.ending in HANG_OUTCOMES and (result.ending is Ending.UNKILLABLE or not shown)
 
 
 def words(result: ChildResult) -> str:

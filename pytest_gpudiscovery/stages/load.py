@@ -16,7 +16,7 @@ from pytest_gpudiscovery.model import Check, Outcome, StageRecord
 from pytest_gpudiscovery.probes.childenv import gpu_directory_environment
 from pytest_gpudiscovery.stages import closure, load_directory, load_small
 from pytest_gpudiscovery.stages.closure import directories, kept
-from pytest_gpudiscovery.stages.endings import HANG_OUTCOMES, defect
+from pytest_gpudiscovery.stages.endings import HANG_OUTCOMES, defect, unsafe
 from pytest_gpudiscovery.stages.identity import mapping, objects, string
 from pytest_gpudiscovery.stages.looking import in_order
 from pytest_gpudiscovery.stages.runtime import AnyName
@@ -32,7 +32,8 @@ from pytest_gpudiscovery.supervise.types import ChildResult, Ending, Probe
 
 ROWS = ("P23", "P28", "P29", "P88")
 DISCOVERY_BUDGET_S = 30.0
-MOST_RESTARTS = 4  # children for small libraries: behind one that hangs another child goes on
+MOST_RESTARTS = 4  # children for small libraries: behind one that ends or hangs another child goes on
+MOST_HANGS = 2  # of them: each takes a whole deadline, and the directories want theirs
 
 
 def plan(
@@ -41,7 +42,7 @@ def plan(
     """Ask for the CPU variants, as Ollama's child opens them first, then for each directory, then for MLX."""
     package = mapping(prior["package"].facts if "package" in prior else None)
     lib = string(package.get("lib_dir"))
-    if lib is None or any(_unsafe(result) for result in results.values()):
+    if lib is None or any(unsafe(result) for result in results.values()):
         return None
     for group in load_small.GROUPS:
         if group.after_directories:
@@ -72,7 +73,8 @@ def _small(
     """Return the next child for the libraries of GROUP, None when all were asked (or too many of them hang)."""
     mine = {name: result for name, result in results.items() if name.startswith(group.prefix)}
     done = load_small.asked(mine.values())
-    if mine and (len(mine) >= MOST_RESTARTS or list(mine.values())[-1].ending is Ending.ANSWERED):
+    hung = sum(result.ending in HANG_OUTCOMES for result in mine.values())
+    if hung >= MOST_HANGS or len(mine) >= MOST_RESTARTS or (mine and list(mine.values())[-1].ending is Ending.ANSWERED):
         return None
     patterns = [[lib, *pattern] for pattern in group.patterns]
     request = {"ask": "each", "patterns": patterns, "skip": sorted(done), "lazy": group.lazy}
@@ -93,13 +95,6 @@ def _child(prior: Mapping[str, StageRecord], name: str) -> Mapping[str, Any]:
     facts = mapping(prior["closure"].facts if "closure" in prior else None)
     closures = (item for item in objects(facts.get("closures")) if item.get("model") == "child")
     return next((item for item in closures if item.get("directory") == name), {})
-
-
-def _unsafe(result: ChildResult) -> bool:
-    """Whether no further child should be started: this one cannot be killed, or was caught inside the driver."""
-    return result.ending is Ending.UNKILLABLE or (
-        result.ending is Ending.TIMED_OUT and "/dev/nvidia" in str(result.evidence.get("blocked_in"))
-    )
 
 
 def turns(_: RunContext, prior: Mapping[str, StageRecord]) -> int:
@@ -132,14 +127,12 @@ def judge(given: StageInput) -> Judgement:
         for entry in asked
         if kept(entry, given.context.env) and not closure.bad(own[str(entry["name"])])
     ]
-    checks = [
-        closure.eased(check) if good and name not in good else check for name, mine in own.items() for check in mine
-    ]
+    checks = closure.ease(own, good, {str(e["name"]) for e in asked if not kept(e, given.context.env)})
     small = [check for group in load_small.GROUPS for check in load_small.judge(group, given, limit)]
     facts = {"loads": [{"directory": str(entry["name"]), **_kept(given, str(entry["name"]))} for entry in asked]}
     forced = _forced(given, asked, good, small)
     # A constructor that hung and was killed says nothing against asking the driver, unless it was caught inside it.
-    stuck = any(_unsafe(result) for result in given.results.values())
+    stuck = any(unsafe(result) for result in given.results.values())
     return Judgement(in_order([*small, *checks]), _summary(given, asked), facts, outcome=forced, stuck=stuck)
 
 
@@ -147,10 +140,10 @@ def _forced(given: StageInput, asked: list[Mapping[str, Any]], good: list[str], 
     """The outcome that endings decide: a defect of the gate, or a hang or crash where nothing else is left."""
     if any(defect(result) for result in given.results.values()):
         return Outcome.PROBE_ERROR
-    names = {str(entry["name"]) for entry in asked}
+    names = {str(entry["name"]): kept(entry, given.context.env) for entry in asked}
     stuck = closure.bad(small)
     for name, result in given.results.items():
-        mine = name in names and not good
+        mine = names.get(name, False) and not good
         if (mine or (stuck and name not in names)) and result.ending is not Ending.ANSWERED:
             return HANG_OUTCOMES.get(result.ending, Outcome.CRASHED)
     return None

@@ -42,7 +42,7 @@ def judge(name: str, result: ChildResult | None, seen: Facts, child: Facts, limi
     if not checks:
         checks = [passed("P88", subject=subject, observed={"seconds": load.get("seconds")})]
         checks += _compared(load, seen, child, subject)
-    return [*checks, *_storage(seen, load, subject)]
+    return [*checks, *_storage(seen, load, child, subject)]
 
 
 def ended(result: ChildResult, subject: str, limit_s: float) -> list[Check]:
@@ -80,7 +80,7 @@ def _cause(result: ChildResult, doing: str) -> str:
     if result.ending is Ending.NO_ANSWER:
         return "load.exits"
     if result.ending is Ending.EXITED:
-        ours = result.exit_code == LOADER_ABORTS and LOADER_SAYS in result.stderr
+        ours = result.exit_code == LOADER_ABORTS and LOADER_SAYS in without_account(result.stderr)
         return "load.loader_aborts" if ours else "load.exits"
     return SIGNALS.get(result.signal or 0, "load.crash")
 
@@ -102,7 +102,7 @@ def _compared(load: Facts, seen: Facts, child: Facts, subject: str) -> list[Chec
     checks = []
     differences = [str(item) for item in sequence(load.get("differences"))]
     if load.get("agrees") is False and differences:
-        facts = {"first": differences[0], "count": len(differences)}
+        facts = {"first": differences[0], "count": len(differences), "library": _library(child)}
         checks.append(found("load.differs", facts, subject=subject, observed=differences))
     trace = mapping(seen.get("trace"))
     files = {str(name): str(path) for name, path in mapping(trace.get("files")).items()}
@@ -120,7 +120,12 @@ def _compared(load: Facts, seen: Facts, child: Facts, subject: str) -> list[Chec
     return checks
 
 
-def _storage(seen: Facts, load: Facts, subject: str) -> list[Check]:
+def _library(child: Facts) -> str:
+    """Return the path of the backend, for the next command."""
+    return string(child.get("library")) or "libggml-cuda.so"
+
+
+def _storage(seen: Facts, load: Facts, child: Facts, subject: str) -> list[Check]:
     """Judge P28: how long it took, and how long it would take with nothing in the page cache."""
     seconds = load.get("seconds")
     storage = mapping(seen.get("storage"))
@@ -129,7 +134,8 @@ def _storage(seen: Facts, load: Facts, subject: str) -> list[Check]:
     observed = {"seconds": took, "cold_s": estimate, **{key: storage.get(key) for key in ("bytes", "cached")}}
     if took is None:
         return [unknown("P28", "nothing was loaded, so nothing was timed", Kind.RISK, subject=subject)]
-    facts = {"seconds": took, "cold_s": estimate or 0.0, "megabytes": (integer(storage.get("cold_bytes")) or 0) / 1e6}
+    facts: dict[str, Any] = {"seconds": took, "cold_s": estimate or 0.0, "library": _library(child)}
+    facts["megabytes"] = (integer(storage.get("cold_bytes")) or 0) / 1e6
     if took > SLOW_S:
         return [found("load.slow", facts, subject=subject, expected=f"<= {SLOW_S:g} s", observed=observed)]
     if estimate is not None and took + estimate > SLOW_S:

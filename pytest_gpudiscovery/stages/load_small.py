@@ -51,10 +51,17 @@ def asked(results: Iterable[ChildResult]) -> set[str]:
     """Return the libraries that RESULTS have an answer for, the one included that ended a child."""
     done: set[str] = set()
     for result in results:
-        done |= {str(path) for path in mapping(result.observed.get("seen"))}
+        done |= set(_seen(result))
         if at := string(result.observed.get("at")):
             done.add(at)
     return done
+
+
+def _seen(result: ChildResult) -> dict[str, Facts]:
+    """Return path -> what was seen, for the libraries that RESULT's child had done with."""
+    entries = [mapping(value) for key, value in result.observed.items() if key.startswith("seen ")]
+    done = {path: entry for entry in entries if (path := string(entry.get("path")))}
+    return {**done, **{str(path): mapping(entry) for path, entry in mapping(result.observed.get("seen")).items()}}
 
 
 def _mine(group: Group, given: StageInput) -> list[ChildResult]:
@@ -67,7 +74,7 @@ def judge(group: Group, given: StageInput, limit_s: float) -> list[Check]:
     seen: dict[str, Facts] = {}
     checks: list[Check] = []
     for result in mine:
-        seen |= {str(path): mapping(entry) for path, entry in mapping(result.observed.get("seen")).items()}
+        seen |= _seen(result)
         if result.ending is not Ending.ANSWERED and not defect(result):
             checks.append(_ended(group, result, limit_s))
     if not mine:
@@ -109,8 +116,8 @@ def scores(given: StageInput) -> dict[str, int]:
     """Return the score of each CPU variant that answered."""
     found_in: dict[str, int] = {}
     for result in _mine(CPU, given):
-        for path, entry in mapping(result.observed.get("seen")).items():
-            score = integer(mapping(entry).get("score"))
+        for path, entry in _seen(result).items():
+            score = integer(entry.get("score"))
             if score is not None:
-                found_in[posixpath.basename(str(path))] = score
+                found_in[posixpath.basename(path)] = score
     return found_in

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_gpudiscovery.model import Check, CheckOutcome, Outcome, StageRecord
+from pytest_gpudiscovery.stages.endings import defect, in_driver
 from pytest_gpudiscovery.stages.identity import integer, mapping, objects, string
 from pytest_gpudiscovery.stages.nvml_gpu import as_warning
 from pytest_gpudiscovery.stages.runtime_library import judge_library, views
@@ -94,7 +95,7 @@ def plan(
     context: RunContext, prior: Mapping[str, StageRecord], results: Mapping[str, ChildResult]
 ) -> tuple[str, Probe] | None:
     """Ask one library after another, each in the environment that Ollama gives its child for that directory."""
-    if any(result.ending in HANG_OUTCOMES for result in results.values()):
+    if any(_stuck(result) for result in results.values()):
         return None  # a second child may make a stuck driver worse
     package, driver = (mapping(prior[name].facts if name in prior else None) for name in ("package", "driver"))
     for target in targets(package, driver):
@@ -115,6 +116,12 @@ def plan(
     return None
 
 
+def turns(_: RunContext, prior: Mapping[str, StageRecord]) -> int:
+    """Return how often the deadline may pass: for each directory, behind one whose constructor hangs too."""
+    package, driver = (mapping(prior[name].facts if name in prior else None) for name in ("package", "driver"))
+    return sum(target.path is not None for target in targets(package, driver))
+
+
 def _is_good(result: ChildResult, driver: Mapping[str, Any]) -> bool:
     seen = mapping(result.answer)
     return bool(seen.get("library")) and not _failed(_judged(seen, None, driver, "host"))
@@ -129,6 +136,7 @@ def judge(given: StageInput) -> Judgement:
     """Judge each library, then ease what is wrong in one directory while another one covers every GPU."""
     package, driver = given.facts("package"), given.facts("driver")
     asked = targets(package, driver)
+    limit = deadline_for(given.context, SPEC.name, SPEC.deadline_s)
     judged: list[tuple[Target, list[Check], Mapping[str, Any]]] = []
     for target in asked:
         result = given.results.get(target.name)
@@ -139,7 +147,7 @@ def judge(given: StageInput) -> Judgement:
             continue  # a backend with the runtime linked in, or no CUDA programs on this host
         subject = "host" if target.path is None else f"dir:{target.name}"
         checks = _judged(seen, target.major, driver, subject)
-        checks += _ending(result, target, subject, given.deadline_s)
+        checks += _ending(result, target, subject, limit)
         judged.append((target, checks, seen))
     if not judged:
         reason = _nothing(asked)
@@ -147,8 +155,9 @@ def judge(given: StageInput) -> Judgement:
         return Judgement(rows, reason, {"directories": []}, applicable=False)
     if asked[0].path is None and all(_failed(checks) for _, checks, _ in judged):
         judged = judged[:1]  # alternatives: the one that a program would take first stands for all
-    forced = next((outcome for result in given.results.values() if (outcome := _forced(result)) is not None), None)
     good = [target.name for target, checks, _ in judged if target.kept and not _failed(checks)]
+    ended = [_forced(result) for result in given.results.values() if not (good and _passed_over(result))]
+    forced = next((outcome for outcome in ended if outcome is not None), None)
     checks = [
         as_warning(check) if good and forced is None and target.name not in good else check
         for target, own, _ in judged
@@ -169,7 +178,8 @@ def judge(given: StageInput) -> Judgement:
     }
     if forced is None and not good and any(result.ending in CRASH_ENDINGS for result in given.results.values()):
         forced = Outcome.CRASHED  # no library is left that works, and this one took its process with it
-    return Judgement(tuple(checks), _summary(judged, good), facts, outcome=forced)
+    stuck = any(_stuck(result) for result in given.results.values())
+    return Judgement(tuple(checks), _summary(judged, good), facts, outcome=forced, stuck=stuck)
 
 
 CRASH_ENDINGS = (Ending.SIGNALLED, Ending.EXITED, Ending.NO_ANSWER)
@@ -177,9 +187,20 @@ CRASH_ENDINGS = (Ending.SIGNALLED, Ending.EXITED, Ending.NO_ANSWER)
 
 def _forced(result: ChildResult) -> Outcome | None:
     """The outcome that a probe's ending alone decides: a hang, or a defect of the gate itself."""
-    if result.ending is Ending.NOT_SPAWNED or (result.ending is Ending.EXITED and "Traceback (most" in result.stderr):
+    if defect(result):
         return Outcome.PROBE_ERROR
     return HANG_OUTCOMES.get(result.ending)
+
+
+def _passed_over(result: ChildResult) -> bool:
+    """Whether RESULT's child hung in a way that costs Ollama this directory and leaves it the others."""
+    return result.ending in HANG_OUTCOMES and not _stuck(result)
+
+
+def _stuck(result: ChildResult) -> bool:
+    """Whether RESULT's child may have hung in the driver: not so in a constructor outside of it, before any call."""
+    step = result.open_step
+    return in_driver(result) or (result.ending in HANG_OUTCOMES and not (step and step.name.startswith("dlopen ")))
 
 
 def _is_absent(seen: Mapping[str, Any]) -> bool:
@@ -238,4 +259,5 @@ SPEC = StageSpec(
     soft_after=("enumeration",),
     ollama_budget_s=30.0,
     optional=AnyName(),
+    turns=turns,
 )

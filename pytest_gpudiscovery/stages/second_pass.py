@@ -124,6 +124,7 @@ def _ended(result: ChildResult, subject: str, limit_s: float) -> Check:
 def _child(name: str, child: Facts, first: Facts, how: str, result: ChildResult, subject: str) -> list[Check]:
     """Judge one device's process."""
     facts: dict[str, Any] = {"device": name, "said": backend_pass.said(result), "how": how}
+    facts["library"] = backend_pass.library(first)
     ended = integer(child.get("exit"))
     if ended is not None:
         facts["ending"] = f"signal {-ended}" if ended < 0 else f"exit status {ended}"

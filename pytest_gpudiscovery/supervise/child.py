@@ -235,6 +235,7 @@ class _Child:
             activity=activity,
             forensics=seen,
             blocked_in=blocked.describe(snapshot, seen),
+            deadline_s=self._probe.deadline_s,
         )
 
     def _in_exec(self) -> bool:

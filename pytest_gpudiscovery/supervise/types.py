@@ -82,3 +82,14 @@ class ChildResult:
     def open_step(self) -> Step | None:
         """The innermost step that had not ended: where the child was."""
         return next((step for step in reversed(self.steps) if step.duration_s is None), None)
+
+    @property
+    def python_failed(self) -> bool:
+        """Whether an exception of the gate's own Python code ended the child: that says nothing of the host.
+
+        Once the child is set up it says so in its journal; what a library writes to stderr is no proof of it.
+        """
+        if self.ending is not Ending.EXITED or self.exit_code != 1:
+            return False
+        early = "setup" not in self.observed and "Traceback (most recent call last)" in self.stderr
+        return early or "traceback" in self.observed

@@ -159,6 +159,7 @@ def test_musl_is_recognised(build: Builder) -> None:
     closure = predict("libm.so.6", env={}, exe=program)
     assert closure.outcome == "unsupported"
     assert "musl" in closure.message
+    assert closure_text(closure).splitlines() == [f"libm.so.6: unsupported: {closure.message}"]
 
 
 def test_preload_complaints_do_not_decide(build: Builder) -> None:

@@ -76,6 +76,15 @@ def failed(**changes: object) -> StageRecord:
 # -- words --------------------------------------------------------------------------------------------------------
 
 
+def test_a_step_was_open_until_its_childs_deadline_and_not_the_stages() -> None:
+    seen = {"open_step": "cuInit(0)", "open_for_s": 14.7}
+    one = dataclasses.replace(HUNG, evidence={"cuda_v12": seen})
+    assert "cuInit(0), started 14.7 s before the deadline" in wording.failure_block(one, NUMBERS, ())
+    step = dataclasses.replace(HUNG.steps[1], name="cuda_v12: cuInit(0)", started=40.0)
+    several = dataclasses.replace(one, steps=(step,), evidence={"cuda_v12": seen})
+    assert "cuda_v12: cuInit(0), started 14.7 s before the deadline" in wording.failure_block(several, NUMBERS, ())
+
+
 def test_the_failure_block_has_the_shape_of_the_contract() -> None:
     assert wording.failure_block(HUNG, NUMBERS, ("enumeration", "runtime", "backend")) == DESIGN
 

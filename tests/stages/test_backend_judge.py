@@ -264,6 +264,49 @@ def test_a_child_that_compiled_until_it_was_killed_leaves_the_driver_free() -> N
     assert judgement.stuck is False
 
 
+@pytest.mark.parametrize(
+    ("blocked_in", "expected"),
+    [
+        ("pause < ggml_backend_init (libggml-cuda.so); state S, wchan do_sys_pause", Outcome.WARNED),
+        ("running < cuInit (libcuda.so.1); state R", Outcome.TIMED_OUT),
+        ("ioctl on /dev/nvidiactl < libggml-cuda.so+0x10; state D", Outcome.TIMED_OUT),
+        ("futex < libnvidia-ptxjitcompiler.so.1+0x10; state S", Outcome.TIMED_OUT),
+        ("a call that could not be read; state S", Outcome.TIMED_OUT),
+        ("unknown", Outcome.TIMED_OUT),
+    ],
+)
+def test_only_a_hang_that_is_shown_outside_of_the_driver_costs_one_directory(
+    blocked_in: str, expected: Outcome
+) -> None:
+    steps = (Step("ggml_backend_init", 0.1, None),)
+    hung = result(Ending.TIMED_OUT, steps=steps, evidence={"blocked_in": blocked_in})
+    planned = backend.plan(context(), prior("cuda_v12", "cuda_v13"), {"cuda_v12": hung})
+    assert (planned is not None and planned[0] == "cuda_v13") is (expected is Outcome.WARNED)
+    seen = {"cuda_v12": hung, **(both(name="cuda_v13") if planned else {})}
+    judgement = judged(seen, "cuda_v12", "cuda_v13")
+    assert outcome(judgement, seen) is expected
+    assert judgement.stuck is (expected is not Outcome.WARNED)
+
+
+def test_a_directory_that_ollama_skips_is_never_the_blocker() -> None:
+    install = {
+        **PACKAGE,
+        "gpu_dirs": [{**directory("cuda_v12"), "kept": False}, {**directory("cuda_v13"), "kept": True}],
+    }
+    crash = result(Ending.EXITED, exit_code=3, steps=(Step("ggml_backend_init", 0.1, None),))
+    seen = {"cuda_v12": crash, "cuda_v13": {**FIRST, "score": 0}}
+    judgement = judged(seen, "cuda_v12", "cuda_v13", package=install)
+    found = {check.subject: check.outcome.value for check in judgement.checks if check.finding}
+    assert found == {"dir:cuda_v12": "warned", "dir:cuda_v13": "failed"}
+    assert outcome(judgement, seen) is Outcome.FAILED
+
+
+def test_the_next_command_names_the_library() -> None:
+    judgement = judged(both({**FIRST, "has_init": False, "library": f"{LIB}/cuda_v12/libggml-cuda.so"}))
+    (finding,) = [check.finding for check in judgement.checks if check.finding]
+    assert f"'{LIB}/cuda_v12/libggml-cuda.so'" in finding.next
+
+
 def test_nothing_that_loads() -> None:
     facts = prior("cuda_v12")
     facts["load"] = record("load", Outcome.PASSED, facts={"loads": []})

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_gpudiscovery.model import Outcome, Step
+from pytest_gpudiscovery.model import CheckOutcome, Outcome, Step
 from pytest_gpudiscovery.stages import closure, closure_gpu, closure_library
 from pytest_gpudiscovery.stages.spec import Judgement, StageInput
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending
@@ -355,3 +355,14 @@ def test_a_hang_in_one_of_two_directories(other: str, outcome: Outcome | None) -
         ("cuda_v12", 2.5),
         ("cuda_v13", 2.5),
     ]
+
+
+def test_an_ollama_that_looks_into_no_directory_finds_no_gpu() -> None:
+    """Everything loads, and none of it is looked at: no green."""
+    (own,) = PACKAGE["gpu_dirs"]
+    skipped = {**PACKAGE, "gpu_dirs": [{**own, "kept": False, "skipped": "OLLAMA_LLM_LIBRARY=rocm"}]}  # type: ignore[dict-item]
+    judgement = judged(answer(), skipped)
+    (finding,) = [check.finding for check in judgement.checks if check.outcome is CheckOutcome.FAILED]
+    assert finding is not None
+    assert finding.cause == "closure.directory.none_kept"
+    assert "OLLAMA_LLM_LIBRARY=rocm" in finding.summary

@@ -251,6 +251,53 @@ def test_a_cpu_variant_that_cannot_be_loaded_is_passed_over(single: Install) -> 
     assert causes(said) == {"load.cpu.refused": "warned"}
 
 
+def test_what_ggml_would_not_open_is_left_alone(single: Install) -> None:
+    """Neither a FIFO, nor a leftover under another name, nor the library without a variant beside variants."""
+    variant(single, "a")
+    os.mkfifo(single / "lib/ollama/libggml-cpu-b.so")
+    (single / "lib/ollama/libggml-cpu-c.so").symlink_to("libggml-cpu-c.so")
+    single.builder.library("lib/ollama/libggml-cpu-d.so.bak", HEAD + CTOR.format("_exit(3);"))
+    single.builder.library("lib/ollama/libggml-cpu.so", HEAD + CTOR.format("_exit(4);"))
+    said = single.loaded(HANG_S * 5)
+    assert said.outcome is Outcome.PASSED, said.summary
+    (row,) = [check for check in said.checks if check.prerequisite == "P23"]
+    assert row.observed == {"libggml-cpu-a.so": 3}
+
+
+def test_some_hundred_variants_fit_into_a_journal(single: Install) -> None:
+    variant(single, "a")
+    built, name = (
+        single / "lib/ollama/libggml-cpu-a.so",
+        "a-variant-with-a-name-that-is-much-longer-than-any-other-" * 3,
+    )
+    for number in range(300):
+        os.link(built, built.with_name(f"libggml-cpu-{name}{number}.so"))
+    said = single.loaded()
+    assert said.outcome is Outcome.PASSED, said.summary
+    assert "301 CPU variants" in said.summary
+
+
+def test_a_needed_name_that_is_no_utf8_costs_its_directory_and_not_the_other(install: Install) -> None:
+    path = install / V12 / "libggml-cuda.so"
+    raw = path.read_bytes()
+    assert raw.count(b"libcublas.so.12\0") > 0
+    path.write_bytes(raw.replace(b"libcublas.so.12\0", b"lib\xff\nblas.so.12\0"))
+    said = install.loaded()
+    assert said.outcome is Outcome.WARNED, said.summary
+    assert causes(said) == {"load.refused": "warned"}
+    assert said.summary.isprintable()
+    assert "blas.so.12: cannot open shared object file" in said.summary
+
+
+def test_what_ends_the_child_in_a_directory_that_ollama_skips_is_no_blocker(install: Install) -> None:
+    constructor(install, "_exit(3);")
+    (install / "lib/ollama/cuda_v13/libcublas.so.13").unlink()
+    said = install.loaded(env={"OLLAMA_LLM_LIBRARY": "cuda_v13"})
+    assert said.outcome is Outcome.FAILED
+    assert causes(said) == {"load.exits": "warned", "load.refused": "failed"}
+    assert "libcublas.so.13" in said.summary
+
+
 def test_mlx_that_hangs_is_named_and_blocks_nothing_here(single: Install) -> None:
     single.builder.library("lib/ollama/mlx_cuda_v13/libmlxc.so", HEAD + CTOR.format("for (;;) pause();"))
     said = single.loaded(HANG_S)

@@ -162,3 +162,22 @@ def test_any_value_at_all_never_raises(seen: Any, package: Any) -> None:
     is_sound(judged(result(answer=seen), package=package, child=seen))
     for ending in Ending:
         load_directory.judge("cuda_v12", result(ending, answer=seen, stderr=str(seen)), {}, {}, 30.0)
+
+
+def test_two_hung_variants_are_enough() -> None:
+    """Each takes a whole deadline, and the directories want theirs."""
+    facts = {"package": record("package", Outcome.PASSED, facts={"lib_dir": LIB, "gpu_dirs": [directory("cuda_v12")]})}
+    hung = result(Ending.TIMED_OUT, evidence={"blocked_in": "pause < libx.so"}, observed={"at": "/a"})
+    one = load.plan(context(), facts, {"#cpu1": hung})
+    two = load.plan(context(), facts, {"#cpu1": hung, "#cpu2": hung})
+    assert one is not None
+    assert two is not None
+    assert (one[0], two[0]) == ("#cpu2", "cuda_v12")
+
+
+def test_what_a_library_prints_is_no_defect_of_the_gate() -> None:
+    begun = {"setup": {"uid": 0}}
+    child = result(Ending.EXITED, exit_code=1, stderr="Traceback (most recent call last):\nx", observed=begun)
+    assert causes(judged(child)) == {"load.exits": "failed"}
+    ours = result(Ending.EXITED, exit_code=1, observed={**begun, "traceback": "ValueError: x"})
+    assert judged(ours).outcome is Outcome.PROBE_ERROR

@@ -142,6 +142,19 @@ def test_a_hang_is_not_eased_by_a_directory_that_works() -> None:
     assert causes(judgement) == {"runtime.hang": "failed"}
 
 
+def test_a_constructor_that_hangs_outside_of_the_driver_costs_one_directory() -> None:
+    step = Step(f"dlopen {LIB}/cuda_v12/libcudart.so.12", 0.1, None)
+    place = {"blocked_in": "pause < libcudart.so.12+0x10; state S"}
+    child = result(Ending.TIMED_OUT, steps=(step,), evidence=place)
+    install = package("cuda_v12", "cuda_v13")
+    assert [name for name, _, _ in plan(install, answers={"cuda_v12": child})] == ["cuda_v12", "cuda_v13"]
+    judgement = judged({"cuda_v12": child, "cuda_v13": library()}, install)
+    assert causes(judgement) == {"runtime.hang": "warned"}
+    assert (judgement.outcome, judgement.stuck) == (None, False)
+    alone = judged({"cuda_v12": child, "cuda_v13": child}, install)
+    assert alone.outcome is Outcome.TIMED_OUT
+
+
 @pytest.mark.parametrize("ending", [Ending.SIGNALLED, Ending.EXITED, Ending.NO_ANSWER])
 def test_a_crash_in_one_directory_is_a_warning_while_another_works(ending: Ending) -> None:
     child = ended(ending, 12, signal=11, exit_code=0)

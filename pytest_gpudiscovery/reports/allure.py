@@ -1,0 +1,268 @@
+"""Allure results (`--alluredir`): one result for the verdict, one per stage, made from the verdict alone.
+
+A host is green in Allure only when it is ready. Allure counts results, so the stages that passed before the one that
+blocks would paint most of its donut green; on such a host they are steps of the verdict's result and no results.
+A stage that could not be reached is broken, never skipped: skipped reads as "fine".
+
+The files are written as Allure 2 and 3 read them (`UUID-result.json`; allure-framework/allure2,
+plugins/model `Allure2Plugin`; Allure 3 takes the same). Allure 2 takes `historyId` as it stands, Allure 3 makes its own
+of `testCaseId` and the parameters: both are the same on every run of one host, and differ between hosts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from pytest_gpudiscovery.model import CheckOutcome, Kind, Outcome, StageRecord, State, Verdict, to_json
+from pytest_gpudiscovery.reports import allure_files, evidence, html, wording
+from pytest_gpudiscovery.reports.atomic import replace
+from pytest_gpudiscovery.reports.html_story import NUMBERS, label, tell
+from pytest_gpudiscovery.reports.html_text import visible
+from pytest_gpudiscovery.reports.html_values import clip, inline, seconds
+
+TITLE, MESSAGE, STEPS = 200, 6_000, 300  # characters of a title and of a message; steps of one stage
+WHOLE = 5_000_000  # characters of verdict.json as an attachment
+GREEN = (State.READY, State.DEGRADED)
+VERDICTS = {State.READY: "passed", State.DEGRADED: "passed", State.BLOCKED: "failed", State.INCOMPLETE: "broken"}
+STATUS: Mapping[Outcome, str] = {
+    Outcome.PASSED: "passed",
+    Outcome.WARNED: "passed",
+    Outcome.FAILED: "failed",
+    Outcome.TIMED_OUT: "failed",
+    Outcome.CRASHED: "failed",
+    Outcome.UNKILLABLE: "failed",
+    Outcome.NOT_REACHED: "broken",
+    Outcome.NOT_APPLICABLE: "skipped",
+    Outcome.NOT_SELECTED: "broken",  # only where it was required: nobody knows
+    Outcome.INTERRUPTED: "broken",
+    Outcome.PROBE_ERROR: "broken",
+}
+Attachments = list[dict[str, str]]
+
+
+def write(directory: str, verdict: Verdict, environ: Mapping[str, str]) -> None:
+    """Add VERDICT's results to DIRECTORY, which may hold those of other hosts and of other tests; raises OSError.
+
+    ENVIRON is where a CI system says which job this is; only the names in `allure_files.EXECUTORS` are read.
+    """
+    os.makedirs(directory, exist_ok=True)
+    for result in _results(directory, verdict):
+        replace(directory, f"{result['uuid']}-result.json", json.dumps(result).encode("utf-8", "backslashreplace"))
+    allure_files.write(directory, verdict, host_of(verdict), environ)
+
+
+def host_of(verdict: Verdict) -> str:
+    """Return the name under which the results of one host stand, in every run of it."""
+    name = str(verdict.host.get("name") or "host") if isinstance(verdict.host, dict) else "host"
+    simulated = verdict.simulated is not None and not name.startswith("simulated")
+    return _text(f"simulated {name}" if simulated else name, 100)
+
+
+def _results(directory: str, verdict: Verdict) -> Iterator[dict[str, Any]]:
+    files = dict(evidence.texts(verdict))
+    yield _verdict(directory, verdict)
+    for record in verdict.stages:
+        if not _stands(record, verdict):
+            continue
+        attachments: Attachments = []
+        if record.checks:
+            attachments.append(_attach(directory, "Checks", _checks(record), "text/csv", "csv"))
+        for name, text in files.items():
+            if name.startswith(f"{evidence.stem(record.name)}-"):
+                attachments.append(_attach(directory, f"Evidence {name}", text, "text/plain", "txt"))
+        yield _stage(record, verdict, attachments)
+
+
+def _stands(record: StageRecord, verdict: Verdict) -> bool:
+    """Whether RECORD is a result of its own: asked for, and not green beside a verdict that is not."""
+    if record.outcome is Outcome.NOT_SELECTED and not record.required:
+        return False
+    return verdict.verdict in GREEN or not record.outcome.lets_others_run
+
+
+def _verdict(directory: str, verdict: Verdict) -> dict[str, Any]:
+    """The verdict as a result whose steps are the stages, in order."""
+    story = tell(verdict)
+    word = ("SIMULATED " if verdict.simulated is not None else "") + verdict.verdict.value.upper()
+    lines = [wording.last_line(verdict, NUMBERS, None)]
+    lines += [
+        f"   {fact.label[:1].lower() + fact.label[1:]:<10}: {inline(fact.value, 600)}"
+        for fact in story.facts
+        if fact.lead
+    ]
+    lines += [f"   next      : {story.command}   ({story.action.value})"] if story.command else []
+    lines.append(f"   outcome   : verdict {verdict.verdict.value}")
+    ran = [record for record in verdict.stages if record.outcome is not Outcome.NOT_SELECTED or record.required]
+    text = json.dumps(to_json(verdict), default=str)
+    if len(text) > WHOLE:
+        text = json.dumps({"cut": f"{len(text)} characters: see verdict.json in the report directory"})
+    started = _started(verdict)
+    return {
+        **_identity(verdict, "verdict", f"00 {word} {story.headline}", VERDICTS[verdict.verdict], "\n".join(lines)),
+        "start": started,
+        "stop": started + max(0, round(verdict.duration_s * 1000)),
+        "labels": _labels(verdict, "blocker", [verdict.verdict.value, *(item.cause for item in verdict.blockers)]),
+        "steps": [
+            {**_timed(record, _title(record), STATUS[record.outcome], started), "steps": _steps(record)}
+            for record in ran
+        ],
+        "attachments": [
+            _attach(directory, "report.html", html.render(verdict), "text/html", "html"),
+            _attach(directory, "verdict.json", text, "application/json", "json"),
+        ],
+    }
+
+
+def _stage(record: StageRecord, verdict: Verdict, attachments: Attachments) -> dict[str, Any]:
+    status = STATUS[record.outcome]
+    _, finding = wording.worst(record)
+    severity = "critical" if record.required else "normal"
+    if any(blocker.stage == record.name for blocker in verdict.blockers):
+        severity = "blocker"
+    return {
+        **_identity(
+            verdict, record.name, _title(record), status, _message(record, verdict, finding.cause if finding else None)
+        ),
+        **{key: value for key, value in _timed(record, "", status, _started(verdict)).items() if key in _TIMES},
+        "labels": _labels(verdict, severity, [wording.words(record.outcome), *([finding.cause] if finding else [])]),
+        "steps": _steps(record),
+        "attachments": attachments,
+    }
+
+
+_TIMES = ("start", "stop")
+
+
+def _identity(verdict: Verdict, name: str, title: str, status: str, message: str) -> dict[str, Any]:
+    host = host_of(verdict)
+    full = f"gpu-discovery/{_text(name, 100)}"
+    found = {"message": _text(message, MESSAGE)} if message else {}
+    return {
+        "uuid": str(uuid.uuid4()),
+        "historyId": _md5(f"{full}@{host}"),
+        "testCaseId": _md5(full),
+        "fullName": full,
+        "titlePath": ["GPU discovery", host],
+        "name": _text(title, TITLE),
+        "status": status,
+        "statusDetails": found,
+        "stage": "finished",
+        "parameters": [{"name": "host", "value": host}],
+    }
+
+
+def _labels(verdict: Verdict, severity: str, tags: list[str]) -> list[dict[str, str]]:
+    host = host_of(verdict)
+    if verdict.simulated is not None:
+        tags = [*tags, "SIMULATED"]
+    pairs = [
+        ("parentSuite", "GPU discovery"),
+        ("suite", host),
+        ("host", host),
+        ("severity", severity),
+        ("framework", "pytest-gpudiscovery"),
+        ("language", "python"),
+        *(("tag", _text(tag, 100)) for tag in dict.fromkeys(tags)),
+    ]
+    return [{"name": name, "value": value} for name, value in pairs]
+
+
+def _title(record: StageRecord) -> str:
+    """Return "06 driver timed out: cuInit(0) did not return within 45 s": Allure 2 sorts by it."""
+    if record.outcome is Outcome.NOT_REACHED and record.blocked_by:
+        return f"{label(record.name)} not reached: because of {label(record.blocked_by)}"
+    return f"{label(record.name)} {wording.words(record.outcome)}: {record.summary}"
+
+
+def _message(record: StageRecord, verdict: Verdict, cause: str | None) -> str:
+    """Return the failure block, and at its end what `allure_files.CATEGORIES` recognize; "" for a plain pass."""
+    if record.outcome is Outcome.PASSED:
+        return ""
+    lost = [other.name for other in verdict.stages if other.blocked_by == record.name]
+    text = f"{label(record.name)}: {wording.one_line(record.summary)}"
+    if not record.outcome.lets_others_run and record.outcome is not Outcome.NOT_REACHED:
+        text = wording.failure_block(record, NUMBERS, lost)
+    named = f", cause {cause}" if cause else ""
+    return f"{text}\n   outcome   : {wording.words(record.outcome)}{named}"
+
+
+def _steps(record: StageRecord) -> list[dict[str, Any]]:
+    """The timed calls of the probes, each with its true times; the one that did not return lasts to the end."""
+    begin, end = record.started, record.started + record.duration_s
+    found = []
+    for step in record.steps[:STEPS]:
+        start = begin + step.started
+        open_ = step.duration_s is None and not record.outcome.lets_others_run
+        result = "" if step.result is None else f" = {inline(step.result, 80)}"
+        took = "did not return" if step.duration_s is None else seconds(step.duration_s)
+        found.append(
+            {
+                "name": _text(f"{step.name}{result} ({took})", TITLE),
+                "status": "failed" if open_ else "passed",
+                "stage": "finished",
+                "start": _ms(start),
+                "stop": _ms(end if step.duration_s is None else start + step.duration_s),
+            }
+        )
+    return found
+
+
+def _timed(record: StageRecord, title: str, status: str, started: int) -> dict[str, Any]:
+    begin = _ms(record.started) or started
+    return {
+        "name": _text(title, TITLE),
+        "status": status,
+        "stage": "finished",
+        "start": begin,
+        "stop": begin + max(0, round(record.duration_s * 1000)),
+    }
+
+
+def _checks(record: StageRecord) -> str:
+    """Return the checks as CSV, which Allure shows as a table."""
+    rows = [("row", "outcome", "can block", "about", "what was found", "expected", "observed")]
+    for check in record.checks[:1000]:
+        said = check.reason or (check.finding.summary if check.finding else "")
+        blocks = "yes" if check.kind is Kind.BLOCKING else "no"
+        outcome = check.outcome.value.replace("_", " ")
+        if check.outcome is CheckOutcome.FAILED:
+            outcome = outcome.upper()
+        values = (inline(check.expected, 600), inline(check.observed, 600))
+        rows.append((check.prerequisite, outcome, blocks, check.subject, said, *values))
+    return "".join(",".join(_csv(cell) for cell in row) + "\n" for row in rows)
+
+
+def _csv(value: str) -> str:
+    text = _text(value, 1_000).replace("\n", " ").replace('"', '""')
+    return f'"{chr(39) if text[:1] in ("=", "+", "-", "@") else ""}{text}"'  # no formula in a spreadsheet
+
+
+def _attach(directory: str, name: str, text: str, kind: str, ending: str) -> dict[str, str]:
+    source = f"{uuid.uuid4()}-attachment.{ending}"
+    replace(directory, source, text.encode("utf-8", "backslashreplace"))
+    return {"name": _text(name, 100), "source": source, "type": kind}
+
+
+def _started(verdict: Verdict) -> int:
+    try:
+        return round(datetime.fromisoformat(verdict.started).timestamp() * 1000)
+    except (ValueError, OverflowError):
+        return min((_ms(record.started) for record in verdict.stages if record.started), default=0)
+
+
+def _ms(unix: float) -> int:
+    return max(0, round(unix * 1000)) if 0 <= unix < 1e11 else 0
+
+
+def _text(value: str, limit: int) -> str:
+    return visible(clip(value, limit))
+
+
+def _md5(text: str) -> str:
+    return hashlib.md5(text.encode("utf-8", "backslashreplace"), usedforsecurity=False).hexdigest()

@@ -1,0 +1,81 @@
+"""Reports that go elsewhere than to the report directory: Allure, GitHub, JUnit; what leaves the host in them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+from tests.plugin.conftest import Runner
+
+ALLURE = ("pytest_timeout", "allure_pytest.plugin")
+SECRET = "hunter2-planted"
+PLANTED = dict.fromkeys(("GITHUB_TOKEN", "OLLAMA_API_KEY", "HTTPS_PROXY", "AWS_SECRET_ACCESS_KEY", "PS4"), SECRET)
+
+
+def results(directory: Path) -> list[str]:
+    """Return the names of the results in DIRECTORY, in order."""
+    found = [json.loads(path.read_text(encoding="utf-8")) for path in directory.glob("*-result.json")]
+    return sorted(result["name"] for result in found)
+
+
+def test_allure_gets_stages_and_no_items(gate: Runner) -> None:
+    ended = gate("--alluredir", "allure", "--gpu-until", "enumeration", stages="driver=fail", plugins=ALLURE)
+    assert ended.code == 1
+    names = results(ended.directory / "allure")
+    assert names[0].startswith("00 BLOCKED at 06 driver")
+    assert [name[:2] for name in names] == ["00", "06", "07"]
+    assert not list((ended.directory / "allure").glob("*-container.json"))
+
+
+def test_users_own_tests_stay_in_allure(gate: Runner) -> None:
+    (gate.directory / "test_mine.py").write_text("def test_mine(): pass\n", encoding="utf-8")
+    asked = ("--gpu-until", "kernel", "gpu-discovery/test_04_kernel.py", "test_mine.py")
+    ended = gate("--alluredir", "allure", *asked, plugins=ALLURE)
+    names = results(ended.directory / "allure")
+    assert names[-1] == "test_mine"
+    assert names[0].startswith("00 ")
+    assert not [name for name in names[1:-1] if not name[:2].isdigit()]
+
+
+def test_what_cannot_be_written_is_said_and_changes_no_verdict(gate: Runner) -> None:
+    summary = str(gate.directory / "missing" / "summary.md")
+    plain = gate("--gpu-until", "kernel")
+    ended = gate("--gpu-until", "kernel", env={"GITHUB_STEP_SUMMARY": summary})
+    assert ended.code == plain.code
+    assert ended.verdict["verdict"] == plain.verdict["verdict"]
+    assert f"note: {summary}: the GitHub summary report could not be written" in ended.out
+
+
+def test_annotations_come_before_the_last_line_and_only_on_github(gate: Runner) -> None:
+    asked = ("--gpu-until", "driver")
+    there = gate(*asked, stages="driver=fail", env={"GITHUB_ACTIONS": "true"})
+    lines = there.out.splitlines()
+    (line,) = (line for line in lines if line.startswith("::"))
+    assert line.startswith("::error title=BLOCKED%3A 06 driver::06 driver: ")
+    assert there.last.startswith("gpu-discovery: BLOCKED at 06 driver")
+    assert "::error" not in gate(*asked, stages="driver=fail").out
+
+
+def test_no_report_carries_the_environments_secrets(gate: Runner) -> None:
+    summary = gate.directory / "summary.md"
+    ended = gate(
+        *("--alluredir", "allure", "--junitxml", "junit.xml", "--gpu-until", "enumeration", "-v"),
+        stages="driver=hang",
+        plugins=ALLURE,
+        env={**PLANTED, "GITHUB_ACTIONS": "true", "GITHUB_STEP_SUMMARY": str(summary)},
+    )
+    assert ended.code == 1
+    files = [path for path in ended.directory.rglob("*") if path.is_file() and path.parent != gate.temporary]
+    assert {"summary.md", "junit.xml", "verdict.json", "report.html", "executor.json"} <= {path.name for path in files}
+    assert SECRET not in ended.out + ended.err
+    assert not [path for path in files if SECRET.encode() in path.read_bytes()]
+
+
+def test_junit_says_what_failed_in_lines(gate: Runner) -> None:
+    ended = gate("--junitxml", "junit.xml", "--gpu-until", "driver", stages="driver=fail")
+    tree = ElementTree.parse(ended.directory / "junit.xml")
+    failures = [node.text or "" for node in tree.iter("failure")]
+    assert failures
+    assert all(text.startswith("06 driver: ") and "\n   next      : " in text for text in failures)
+    assert not [text for text in failures if "Traceback" in text or ".py:" in text]
