@@ -58,9 +58,10 @@ def build(settings: Settings, run_dir: str) -> RunContext:
     elif may_adopt:
         who = adopt.in_its_directory(who, setup)
     setup = dataclasses.replace(setup, limits={**setup.limits, **adopt.room_for_ourselves()})
-    ollama = _given("--gpu-ollama", settings.ollama, run_dir, setup, settings.scale)
-    candidate = _given("--gpu-ollama-candidate", settings.ollama_candidate, run_dir, setup, settings.scale)
-    unpacked = tuple(entry.note for entry in (ollama, candidate) if entry is not None and entry.note)
+    ollama = _given("--gpu-ollama", settings.ollama, run_dir, setup, settings.scale, view)
+    candidate = _given("--gpu-ollama-candidate", settings.ollama_candidate, run_dir, setup, settings.scale, view)
+    unpacked = [entry for entry in (ollama, candidate) if entry is not None and entry.note]
+    setup = adopt.with_paths(setup, [entry.path for entry in unpacked])
     stranger = who.refused
     if not may_adopt:
         stranger = f"only root can probe as {who.identity_name}, the user of {who.source}"
@@ -83,7 +84,7 @@ def build(settings: Settings, run_dir: str) -> RunContext:
         run_until=run_until,
         adopted=adopt.describe(who, setup, effective),
         host=host(settings.simulate),
-        notes=(*notes, *who.notes, *unpacked),
+        notes=(*notes, *who.notes, *(entry.note for entry in unpacked)),
         not_adopted=stranger,
         unspoken=adopt.unspoken(who) if may_adopt else {},
         unasked=dict.fromkeys(adopt.INSTALLED, adopt.ELSEWHERE) if may_adopt and who.root is not None else {},
@@ -108,11 +109,18 @@ def _profile(settings: Settings) -> Mapping[str, Any]:
     return profile
 
 
-def _given(option: str, path: str | None, run_dir: str, setup: Setup, scale: float) -> given.Given | None:
+def _given(
+    option: str, path: str | None, run_dir: str, setup: Setup, scale: float, view: Mapping[str, Any]
+) -> given.Given | None:
     if path is None:
         return None
+    if view["kind"] == "root":
+        raise UsageProblem(f"{option}={path}: the service has another root directory, and its own Ollama in there")
     name = option.removeprefix("--gpu-")
-    return given.prepare(f"{option}={path}", path, run_dir, name=name, identity=setup.identity, scale=scale)
+    found = given.prepare(f"{option}={path}", path, run_dir, name=name, identity=setup.identity, scale=scale)
+    if found.note and setup.mntns is not None:
+        raise UsageProblem(f"{option}={path}: the service's mount namespace does not show it; unpack it where it can")
+    return found
 
 
 def host(simulated: str | None) -> dict[str, str]:

@@ -56,6 +56,13 @@ def in_its_directory(who: Who, setup: Setup) -> Who:
     return dataclasses.replace(who, cwd="/", sandbox={**who.sandbox, "directory": lost})
 
 
+def with_paths(setup: Setup, paths: list[str]) -> Setup:
+    """Return SETUP in which what this run has made at PATHS can be seen: a unit may have a /tmp of its own."""
+    if not setup.transient or not paths:
+        return setup
+    return dataclasses.replace(setup, transient=(*setup.transient, *(f"BindReadOnlyPaths={path}" for path in paths)))
+
+
 def unspoken(who: Who) -> dict[str, str]:
     """Return stage -> why its answer may be another one for WHO than for our probes."""
     found: dict[str, list[str]] = {}
