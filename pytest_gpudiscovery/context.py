@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import resource
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,22 +19,15 @@ from pytest_gpudiscovery.engine import ANY_PROFILE, CANDIDATE_STAGE, PROFILE_STA
 from pytest_gpudiscovery.install import given
 from pytest_gpudiscovery.model import to_json
 from pytest_gpudiscovery.options import Settings, UsageProblem
-from pytest_gpudiscovery.service import environment, process, systemd
-from pytest_gpudiscovery.service.who import CALLER, Missing, Who
+from pytest_gpudiscovery.service import adopt, environment, process, systemd
+from pytest_gpudiscovery.service.who import CALLER, Who
 from pytest_gpudiscovery.stages.spec import RunContext
-from pytest_gpudiscovery.supervise.child import run
-from pytest_gpudiscovery.supervise.types import Identity, Probe, Setup
+from pytest_gpudiscovery.supervise.types import Identity, Setup
 
-CAP_SYS_ADMIN, CAP_MKNOD = 21, 27
-ROOT_S = 5.0  # to enter another root directory
-DESCRIPTORS = 256  # what pytest, its workers and a supervised child need with room to spare
 # Python's, pytest's and coverage's own settings steer our interpreter, never the driver.
 OURS = ("PYTHON", "PYTEST_", "GPU_DISCOVERY_", "COVERAGE", "VIRTUAL_ENV", "ALLURE_", "_PYTEST")
 LIVE = {"kind": "live"}
 FILE = "context.json"
-# Stages that load files of the install: those of another root directory need that root's own C library.
-INSTALLED = ("runtime", "load", "backend", "bootstrap", "serve", "upgrade")
-ELSEWHERE = "the install lies below another root directory: run the gate in there (docs/containers.md)"
 TRACED_STAGE = "bootstrap"  # what --gpu-trace and --gpu-experiment are about
 
 
@@ -58,16 +50,19 @@ def build(settings: Settings, run_dir: str) -> RunContext:
         who = _asked(settings)
     else:
         who = systemd.found_here(settings.scale) or who
-    effective = capabilities()
-    may_adopt = _may_adopt(who)
-    setup = setup_for(who, os.geteuid(), effective) if may_adopt else setup_for(CALLER, os.geteuid(), effective)
+    effective = adopt.capabilities()
+    may_adopt = adopt.may_adopt(who)
+    setup = adopt.setup_for(who if may_adopt else CALLER, os.geteuid(), effective)
     if may_adopt and who.root is not None:
         view = {"kind": "root", "path": who.root, "pid": who.pid}
-        who, setup = _at_its_root(who, setup)
-    setup = dataclasses.replace(setup, limits={**setup.limits, **room_for_ourselves()})
-    ollama = _given("--gpu-ollama", settings.ollama, run_dir, setup, settings.scale)
-    candidate = _given("--gpu-ollama-candidate", settings.ollama_candidate, run_dir, setup, settings.scale)
-    unpacked = tuple(entry.note for entry in (ollama, candidate) if entry is not None and entry.note)
+        who, setup = adopt.at_its_root(who, setup)
+    elif may_adopt:
+        who = adopt.in_its_directory(who, setup)
+    setup = dataclasses.replace(setup, limits={**setup.limits, **adopt.room_for_ourselves()})
+    ollama = _given("--gpu-ollama", settings.ollama, run_dir, setup, settings.scale, view)
+    candidate = _given("--gpu-ollama-candidate", settings.ollama_candidate, run_dir, setup, settings.scale, view)
+    unpacked = [entry for entry in (ollama, candidate) if entry is not None and entry.note]
+    setup = adopt.with_paths(setup, [entry.path for entry in unpacked])
     stranger = who.refused
     if not may_adopt:
         stranger = f"only root can probe as {who.identity_name}, the user of {who.source}"
@@ -90,12 +85,12 @@ def build(settings: Settings, run_dir: str) -> RunContext:
         run_dir=run_dir,
         target=settings.until or (CANDIDATE_STAGE if settings.ollama_candidate else ""),
         run_until=run_until,
-        adopted=describe(who, setup, effective),
+        adopted=adopt.describe(who, setup, effective),
         host=host(settings.simulate),
-        notes=(*notes, *who.notes, *unpacked),
+        notes=(*notes, *who.notes, *(entry.note for entry in unpacked)),
         not_adopted=stranger,
-        unspoken=unspoken(who) if may_adopt else {},
-        unasked=dict.fromkeys(INSTALLED, ELSEWHERE) if may_adopt and who.root is not None else {},
+        unspoken=adopt.unspoken(who) if may_adopt else {},
+        unasked=dict.fromkeys(adopt.INSTALLED, adopt.ELSEWHERE) if may_adopt and who.root is not None else {},
         service=dict(who.sandbox) if may_adopt else {},
         caller_env=environment.shown(env) if who.env is not None and may_adopt else {},
     )
@@ -121,40 +116,18 @@ def _profile(settings: Settings) -> Mapping[str, Any]:
     return profile
 
 
-def _may_adopt(who: Who) -> bool:
-    """Whether probes can be WHO: root becomes anybody, everybody else stays what they are."""
-    return who.identity is None or os.geteuid() == 0 or who.identity.uid == os.geteuid()
-
-
-def _at_its_root(who: Who, setup: Setup) -> tuple[Who, Setup]:
-    """Return WHO and SETUP with which probes can look below the root directory of WHO at all.
-
-    A process that changed its user without an exec is not dumpable: its /proc/PID/root is closed to its own user.
-    """
-    if setup.identity is None:
-        return who, setup
-    asked = run(Probe("nothing", {"enter": who.root}, {"PATH": "/usr/bin:/bin"}, ROOT_S, setup=setup))
-    if isinstance(asked.answer, dict) and asked.answer.get("entered"):
-        return who, setup
-    why = "its root directory is closed to its own user: files are looked at as root"
-    lost = Missing(f"user {who.identity_name}", why, ("package", "service", "kernel", "closure"))
-    return dataclasses.replace(who, missing=(*who.missing, lost)), dataclasses.replace(setup, identity=None)
-
-
-def _given(option: str, path: str | None, run_dir: str, setup: Setup, scale: float) -> given.Given | None:
+def _given(
+    option: str, path: str | None, run_dir: str, setup: Setup, scale: float, view: Mapping[str, Any]
+) -> given.Given | None:
     if path is None:
         return None
+    if view["kind"] == "root":
+        raise UsageProblem(f"{option}={path}: the service has another root directory, and its own Ollama in there")
     name = option.removeprefix("--gpu-")
-    return given.prepare(f"{option}={path}", path, run_dir, name=name, identity=setup.identity, scale=scale)
-
-
-def unspoken(who: Who) -> dict[str, str]:
-    """Return stage -> why its answer may be another one for WHO than for our probes."""
-    found: dict[str, list[str]] = {}
-    for item in who.missing:
-        for stage in item.stages:
-            found.setdefault(stage, []).append(f"{item.what}: {item.why}")
-    return {stage: "; ".join(dict.fromkeys(reasons)) for stage, reasons in found.items()}
+    found = given.prepare(f"{option}={path}", path, run_dir, name=name, identity=setup.identity, scale=scale)
+    if found.note and setup.mntns is not None:
+        raise UsageProblem(f"{option}={path}: the service's mount namespace does not show it; unpack it where it can")
+    return found
 
 
 def host(simulated: str | None) -> dict[str, str]:
@@ -232,84 +205,3 @@ def _asked(settings: Settings, *, simulated: bool = False) -> Who:
     if kind == "pid":
         return process.asked_for(int(name), settings.scale)
     return systemd.asked_for(name, settings.scale)
-
-
-def capabilities() -> int:
-    """Return the effective capability set of this process as a bit mask; 0 where /proc cannot be read."""
-    try:
-        with open("/proc/self/status", encoding="ascii", errors="replace") as file:
-            return next((int(line.split()[1], 16) for line in file if line.startswith("CapEff:")), 0)
-    except (OSError, ValueError):
-        return 0
-
-
-def room_for_ourselves() -> dict[str, tuple[int, int]]:
-    """Raise this process' own soft limit on descriptors where it is too low to work, as far as the hard one allows.
-
-    Returns the limits that probes must get back, because a low limit is one of the faults that the gate is to find.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if 0 <= soft < DESCRIPTORS and (hard == resource.RLIM_INFINITY or hard > soft):
-        raised = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
-        return {"RLIMIT_NOFILE": (soft, hard)}
-    return {}
-
-
-def setup_for(who: Who, euid: int, effective: int) -> Setup:
-    """Return how probes are set up for WHO when the caller has EUID and the capability mask EFFECTIVE.
-
-    Root's driver user space creates missing device nodes (measured), so root's probes get a private copy of /dev; a
-    root that may not mount gives up CAP_MKNOD instead. Somebody else's could only be healed by a setuid
-    nvidia-modprobe: inside a private /dev that may happen, outside of it PR_SET_NO_NEW_PRIVS keeps it from happening.
-    A probe that systemd starts as another user has no right to mount, and needs none.
-    """
-    root = euid == 0
-    may_mount = root and bool(effective >> CAP_SYS_ADMIN & 1) and bool(effective >> CAP_MKNOD & 1)
-    somebody = who.identity is not None and who.identity.uid != 0
-    unprivileged = bool(who.transient) and (somebody or who.identity is None)
-    return Setup(
-        identity=who.identity if root and somebody else None,
-        private_dev=may_mount and not unprivileged,
-        no_new_privs=True,
-        drop_mknod=root and not may_mount and not unprivileged,
-        limits={} if who.transient else dict(who.limits),
-        netns=who.netns if root else None,
-        mntns=who.mntns if root else None,
-        transient=who.transient if root else (),
-    )
-
-
-def describe(who: Who, setup: Setup, effective: int) -> dict[str, Any]:
-    """Return the verdict's `context` object: who probes, what was adopted and what could not be."""
-    identity = setup.identity
-    not_adopted = [{"what": item.what, "why": item.why} for item in who.missing]
-    if who.identity is not None and identity is None and who.identity.uid != os.geteuid():
-        not_adopted.append({"what": f"user {who.identity.name}", "why": "only root can probe as another user"})
-    return {
-        "as": who.source,
-        "uid": identity.uid if identity else os.geteuid(),
-        "gid": identity.gid if identity else os.getegid(),
-        "groups": list(identity.groups) if identity else sorted(os.getgroups()),
-        "capabilities": f"{effective:016x}",
-        "private_dev": setup.private_dev,
-        "environment": environment.shown(who.env) if who.env is not None else None,
-        "adopted": _adopted(who, setup),
-        "not_adopted": not_adopted,
-    }
-
-
-def _adopted(who: Who, setup: Setup) -> list[str]:
-    found = ["user", "groups"] if setup.identity else []
-    if not _may_adopt(who):
-        return found
-    parts = (
-        ("environment", who.env is not None),
-        ("limits", bool(setup.limits) and bool(who.limits)),
-        ("working directory", bool(who.cwd) and who.cwd != "/"),
-        ("root directory, for what is read", who.root is not None),
-        ("network namespace", setup.netns is not None),
-        ("mount namespace", setup.mntns is not None),
-        ("every property, through a transient unit", bool(setup.transient)),
-    )
-    return found + [name for name, there in parts if there]

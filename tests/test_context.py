@@ -10,6 +10,7 @@ import pytest
 
 from pytest_gpudiscovery import context
 from pytest_gpudiscovery.options import Settings, UsageProblem
+from pytest_gpudiscovery.service import adopt
 from pytest_gpudiscovery.service.who import Who
 from pytest_gpudiscovery.supervise.types import Identity
 
@@ -18,7 +19,7 @@ ALL = (1 << 41) - 1
 
 
 def test_root_probes_as_the_service_in_a_private_dev() -> None:
-    setup = context.setup_for(SERVICE, 0, ALL)
+    setup = adopt.setup_for(SERVICE, 0, ALL)
     assert (setup.identity, setup.private_dev, setup.no_new_privs, setup.drop_mknod) == (
         SERVICE.identity,
         True,
@@ -28,15 +29,15 @@ def test_root_probes_as_the_service_in_a_private_dev() -> None:
 
 
 def test_root_that_may_not_mount_gives_up_the_right_to_make_nodes() -> None:
-    setup = context.setup_for(Who(None, "caller"), 0, ALL & ~(1 << context.CAP_SYS_ADMIN))
+    setup = adopt.setup_for(Who(None, "caller"), 0, ALL & ~(1 << adopt.CAP_SYS_ADMIN))
     assert (setup.private_dev, setup.drop_mknod) == (False, True)
 
 
 def test_somebody_else_probes_as_themselves_and_it_is_said() -> None:
-    setup = context.setup_for(SERVICE, 1000, 0)
+    setup = adopt.setup_for(SERVICE, 1000, 0)
     assert setup.identity is None
     assert setup.private_dev is False
-    said = context.describe(SERVICE, setup, 0)
+    said = adopt.describe(SERVICE, setup, 0)
     if os.geteuid() != 990:
         assert {"what": "user ollama", "why": "only root can probe as another user"} in said["not_adopted"]
 
@@ -90,9 +91,9 @@ def test_a_low_limit_on_descriptors_is_raised_for_us_and_given_back_to_probes() 
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (64, before[1]))
-        assert context.room_for_ourselves() == {"RLIMIT_NOFILE": (64, before[1])}
+        assert adopt.room_for_ourselves() == {"RLIMIT_NOFILE": (64, before[1])}
         assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] > 64
-        assert context.room_for_ourselves() == {}
+        assert adopt.room_for_ourselves() == {}
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
@@ -106,3 +107,23 @@ def test_an_environment_file_reaches_a_simulated_host_too(tmp_path: Path) -> Non
     (tmp_path / "env").write_text("CUDA_VISIBLE_DEVICES=\n")
     built = context.build(Settings(as_service=f"env:{tmp_path}/env", simulate="h100"), str(tmp_path))
     assert built.env["CUDA_VISIBLE_DEVICES"] == ""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another user")
+def test_a_directory_that_is_closed_to_the_services_user_is_found_before_any_stage(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    who = Who(Identity(65534, 65534), "systemd unit x.service", {}, cwd=str(closed))
+    found = adopt.in_its_directory(who, adopt.setup_for(who, 0, ALL))
+    assert found.cwd == "/"
+    assert found.sandbox["directory"] == {"path": str(closed), "errno": "EACCES"}
+    who = Who(Identity(65534, 65534), "systemd unit x.service", {}, cwd="/usr")
+    assert adopt.in_its_directory(who, adopt.setup_for(who, 0, ALL)) is who
+
+
+def test_what_systemd_starts_needs_no_private_dev() -> None:
+    who = Who(None, "systemd unit x.service", {}, transient=("Nice=1",), limits={"RLIMIT_NOFILE": (1, 2)})
+    setup = adopt.setup_for(who, 0, ALL)
+    assert (setup.private_dev, setup.drop_mknod, setup.limits) == (False, True, {})
+    assert setup.transient == ("Nice=1",)
+    assert adopt.setup_for(who, 1000, 0).transient == ()

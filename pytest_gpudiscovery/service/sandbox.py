@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from pytest_gpudiscovery.service.who import EVERY, NATIVE, Missing
+from pytest_gpudiscovery.supervise.transient import capabilities
 from pytest_gpudiscovery.unit_files import Unit
 from pytest_gpudiscovery.unit_values import boolean, size, words
 
@@ -33,6 +34,7 @@ DevicePolicy DeviceAllow IPAddressAllow IPAddressDeny SocketBindAllow SocketBind
 LIMITS = re.compile(
     r"Limit(AS|CORE|CPU|DATA|FSIZE|LOCKS|MEMLOCK|MSGQUEUE|NICE|NOFILE|NPROC|RSS|RTPRIO|RTTIME|SIGPENDING|STACK)"
 )
+CAPABILITIES = ("CapabilityBoundingSet", "AmbientCapabilities")
 # What decides an answer and can be had through systemd only: (settings, stages).
 ONLY_SYSTEMD = (
     (("SystemCallFilter", "MemoryDenyWriteExecute", "SystemCallArchitectures", "RestrictNamespaces"), NATIVE),
@@ -73,7 +75,11 @@ def transient(unit: Unit) -> tuple[str, ...]:
     What follows from the whole of an answer's environment (variables, working directory) is the probe's own work.
     """
     names = {*EXECUTION, *RESOURCES}
-    found = [f"{key}={value}" for key, value in unit.assignments if key in names or LIMITS.fullmatch(key)]
+    kept = [(key, value) for key, value in unit.assignments if key in names or LIMITS.fullmatch(key)]
+    found = [f"{key}={value}" for key, value in kept if key not in CAPABILITIES]
+    for name in CAPABILITIES:
+        merged = capabilities([value for key, value in kept if key == name])
+        found += [] if merged is None else [f"{name}={merged}"]
     if boolean(unit.last("DynamicUser")) is True and not unit.last("User"):
         found.append(f"User={unit.name.partition('.')[0]}")  # the name that systemd gives to the service's own
     return tuple(found)

@@ -113,13 +113,19 @@ def _binary(binary: Mapping[str, Any], uid: int) -> list[Check]:
 
 
 def _cwd(given: StageInput, seen: Mapping[str, Any], era: str | None) -> list[Check]:
+    lost = given.context.service.get("directory")
+    if lost is not None and era == "C" and "process" in given.context.service:
+        return [passed("P04", reason=f"{lost['path']} is lost ({lost['errno']}), which 0.30.0 and later tolerate")]
+    if lost is not None:
+        return [found("package.cwd.unreadable", lost, expected="a working directory", observed=lost)]
     if seen.get("cwd") is not None:
         return [passed("P04", observed=seen["cwd"])]
     result = given.results["look"]
     errno = next((step.result for step in result.steps if step.name == "getcwd"), None)
     if era == "C":
         return [passed("P04", reason=f"there is none ({errno}), which 0.30.0 and later tolerate")]
-    return [found("package.cwd.unreadable", {"errno": errno}, expected="a working directory", observed=errno)]
+    facts = {"errno": errno, "path": "it"}
+    return [found("package.cwd.unreadable", facts, expected="a working directory", observed=errno)]
 
 
 def _lib(seen: Mapping[str, Any], binary: Mapping[str, Any], era: str | None) -> list[Check]:

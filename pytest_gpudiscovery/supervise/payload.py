@@ -100,7 +100,7 @@ def pack(
             "identity": identity and {"uid": identity.uid, "gid": identity.gid, "groups": list(identity.groups)},
             "private_dev": setup.private_dev,
             "no_new_privs": setup.no_new_privs,
-            "drop_mknod": setup.drop_mknod,
+            "drop_mknod": setup.drop_mknod and not setup.transient,  # its unit has dropped it
             "limits": {name: list(pair) for name, pair in setup.limits.items()},
             "netns": setup.netns,
             "mntns": setup.mntns,

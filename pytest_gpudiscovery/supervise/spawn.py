@@ -128,10 +128,13 @@ def _start_unit(process: Process, probe: Probe, interpreters: tuple[str, ...], e
         traceback_after_s=max(TRACEBACK_AT * probe.deadline_s, 0.01),
     )
     process.fds.add(memfd)
-    process.unit, process.slice = transient.name(), transient.slice_of(probe.setup.transient)
+    properties = probe.setup.transient
+    process.unit, process.slice = transient.name(), transient.slice_of(properties)
+    if probe.setup.drop_mknod:
+        properties = tuple(transient.without_mknod(properties))
     program = [chosen[0], "-I", "-S", "-X", "faulthandler", "-c", transient.STUB, "0", probe.module]
     popen = subprocess.Popen(
-        transient.argv(process.unit, probe.setup.transient, program, probe.deadline_s),
+        transient.argv(process.unit, properties, program, probe.deadline_s),
         env={"PATH": "/usr/bin:/bin", "LC_ALL": "C"},
         stdin=memfd,
         stdout=child_journal,

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 PROGRAM = "/usr/bin/systemd-run"
 ROOTS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd")  # v2; hybrid; v1
 JOURNAL_FD = 3
+BOUNDING = "CapabilityBoundingSet"
+MKNOD = "CAP_MKNOD"
 # The first interpreter has no environment of the service's: the full one comes with the exec that follows, so that no
 # variable passes through systemd, where everybody could read it.
 STUB = (
@@ -52,6 +54,33 @@ def argv(unit: str, properties: Sequence[str], command: Sequence[str], deadline_
     )
     options = ["--pipe", "--wait", "--collect", "--no-ask-password", "--service-type=exec", f"--unit={unit}"]
     return [PROGRAM, *options, *(f"--property={item}" for item in (*properties, *own)), "--", *command]
+
+
+def capabilities(values: Sequence[str]) -> str | None:
+    """Return one value for VALUES of a capability setting, None for none: over D-Bus the last one would replace all.
+
+    As in a unit file: names are added, names after "~" are taken away, an empty value takes all away.
+    """
+    inverted = False
+    names: list[str] | None = None
+    for value in values:
+        tilde, words = value.startswith("~"), value.removeprefix("~").split()
+        if not value:
+            inverted, names = False, []
+        elif names is None:
+            inverted, names = tilde, words
+        elif tilde is inverted:
+            names = [*names, *(word for word in words if word not in names)]
+        else:
+            names = [name for name in names if name not in words]
+    return None if names is None else ("~" if inverted else "") + " ".join(names)
+
+
+def without_mknod(properties: Sequence[str]) -> list[str]:
+    """Return PROPERTIES with a bounding set that lacks CAP_MKNOD: what runs in the unit makes no device node."""
+    values = [item.partition("=")[2] for item in properties if item.startswith(f"{BOUNDING}=")]
+    merged = capabilities([*values, f"~{MKNOD}"])
+    return [*(item for item in properties if not item.startswith(f"{BOUNDING}=")), f"{BOUNDING}={merged}"]
 
 
 def slice_of(properties: Sequence[str]) -> str:

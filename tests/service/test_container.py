@@ -15,7 +15,7 @@ import pytest
 from pytest_gpudiscovery import context
 from pytest_gpudiscovery.engine import Engine
 from pytest_gpudiscovery.model import CheckOutcome, Outcome, State, Verdict
-from pytest_gpudiscovery.options import Settings
+from pytest_gpudiscovery.options import Settings, UsageProblem
 from pytest_gpudiscovery.probes.rootview import RootView
 from pytest_gpudiscovery.verdict import conclude
 from tests.service import container
@@ -89,6 +89,13 @@ def test_stages_that_load_the_install_are_not_asked_of_this_system(start: Any, i
         record = engine._run(engine.stages[name], time.time())
         assert {check.outcome for check in record.checks} == {CheckOutcome.UNKNOWN}
         assert "docs/containers.md" in record.summary
+
+
+@root_only
+def test_another_ollama_than_the_containers_own_is_refused(start: Any, image: Path, tmp_path: Path) -> None:
+    pid = start(container.code(image))
+    with pytest.raises(UsageProblem, match="--gpu-ollama=/usr: the service has another root directory"):
+        context.build(Settings(as_service=f"pid:{pid}", ollama="/usr"), str(tmp_path))
 
 
 @root_only

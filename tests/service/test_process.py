@@ -138,6 +138,8 @@ def test_a_deleted_working_directory_is_adopted_as_such(start: Any, tmp_path: Pa
     assert who.cwd == f"/proc/{pid}/cwd"
     result = run(Probe("package", {"view": {"kind": "live"}, "env": {}, "ollama_path": "/"}, {}, 5.0, who.cwd))
     assert result.answer["cwd"] is None
+    built = build(pid, tmp_path)
+    assert (built.cwd, built.service["directory"]["errno"]) == ("/", "ENOENT")
 
 
 @root_only

@@ -136,6 +136,14 @@ def test_era_c_needs_neither_the_name_nor_a_working_directory(tmp_path: Path) ->
         answer = {**results["look"].answer, "cwd": None}
         said = hosts.judged(SPEC, context, {"look": fakes.result(answer=answer)})
         assert hosts.causes(said) == ([cause] if cause else [])
+    lost = {"path": "/gone", "errno": "ENOENT"}
+    for version, service, cause in (
+        ("0.16.3", {"directory": lost, "process": {}}, "package.cwd.unreadable"),
+        ("0.32.15", {"directory": lost, "process": {}}, None),
+        ("0.32.15", {"directory": lost, "unit": "ollama.service"}, "package.cwd.unreadable"),
+    ):
+        said = conclude(tmp_path / version, service=service)
+        assert hosts.causes(said) == ([cause] if cause else [])
     # Where lib/ollama is a link, the path that Ollama uses is the one before the link is resolved.
     for version, cause in (("0.16.3", "package.lib.other_name"), ("0.32.15", None)):
         prefix = release(tmp_path / "other" / version, version)

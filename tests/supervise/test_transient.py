@@ -71,6 +71,33 @@ def test_where_the_cgroup_of_the_unit_is(properties: tuple[str, ...], path: str)
     assert transient.directories("u.service", transient.slice_of(properties))[0] == path
 
 
+@pytest.mark.parametrize(
+    ("values", "merged"),
+    [
+        ([], None),
+        (["CAP_CHOWN CAP_KILL"], "CAP_CHOWN CAP_KILL"),
+        (["CAP_CHOWN", "CAP_KILL CAP_CHOWN"], "CAP_CHOWN CAP_KILL"),
+        (["CAP_CHOWN CAP_KILL", "~CAP_KILL"], "CAP_CHOWN"),
+        (["~CAP_KILL"], "~CAP_KILL"),
+        (["~CAP_KILL", "~CAP_CHOWN"], "~CAP_KILL CAP_CHOWN"),
+        (["~CAP_KILL CAP_CHOWN", "CAP_KILL"], "~CAP_CHOWN"),
+        ([""], ""),
+        (["CAP_CHOWN", "", "CAP_KILL"], "CAP_KILL"),
+    ],
+)
+def test_capabilities_are_merged_as_in_a_unit_file(values: list[str], merged: str | None) -> None:
+    assert transient.capabilities(values) == merged
+
+
+def test_a_unit_gives_up_the_right_to_make_nodes() -> None:
+    assert transient.without_mknod(["Nice=1"]) == ["Nice=1", "CapabilityBoundingSet=~CAP_MKNOD"]
+    assert transient.without_mknod(["CapabilityBoundingSet=CAP_MKNOD CAP_KILL", "Nice=1"]) == [
+        "Nice=1",
+        "CapabilityBoundingSet=CAP_KILL",
+    ]
+    assert transient.without_mknod(["CapabilityBoundingSet="]) == ["CapabilityBoundingSet="]
+
+
 def test_what_systemd_run_prints_is_told_from_what_the_probe_prints() -> None:
     said = (
         "Running as unit: u.service\nmy own words\nFinished with result: signal\n"

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.install import archives
 from tests.supervise.private_systemd import PrivateSystemd
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -23,9 +24,12 @@ from pytest_gpudiscovery.options import Settings, UsageProblem
 from pytest_gpudiscovery.supervise.child import run
 from pytest_gpudiscovery.supervise.types import Probe
 from pytest_gpudiscovery.model import to_json
+from pytest_gpudiscovery.stages.package import SPEC
+from tests.stages import hosts
 with tempfile.TemporaryDirectory() as directory:
     try:
-        built = context.build(Settings(as_service={service!r}), directory)
+        built = context.build(Settings(as_service={service!r}, ollama={ollama!r}), directory)
+        looked = hosts.probe_all(SPEC, built)["look"].answer if built.ollama_path else None
     except UsageProblem as problem:
         print(json.dumps({{"problem": str(problem)}}))
         sys.exit()
@@ -37,6 +41,7 @@ with tempfile.TemporaryDirectory() as directory:
         "service": to_json(built.service),
         "env": dict(built.env), "refused": built.not_adopted, "unspoken": dict(built.unspoken),
         "seen": seen.answer, "ending": seen.ending.value, "why": [seen.notes, seen.stderr], "names": nodes.answer,
+        "looked": looked,
     }}))
 """
 NAMES = """import os
@@ -57,7 +62,15 @@ def systemd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateSystemd
     made.end()
 
 
-def ask(systemd: PrivateSystemd, tmp_path: Path, text: str, *, service: str = "systemd:ollama", **dropins: str) -> Any:
+def ask(
+    systemd: PrivateSystemd,
+    tmp_path: Path,
+    text: str,
+    *,
+    service: str = "systemd:ollama",
+    ollama: str | None = None,
+    **dropins: str,
+) -> Any:
     """Return what a gate inside says of unit TEXT."""
     if text:
         (systemd.units / "ollama.service").write_text(text)
@@ -71,7 +84,7 @@ def ask(systemd: PrivateSystemd, tmp_path: Path, text: str, *, service: str = "s
     extra = tmp_path / "extra"
     extra.mkdir()
     (extra / "names.py").write_text(NAMES)
-    code = INSIDE.format(repository=str(REPOSITORY), service=service, extra=str(extra))
+    code = INSIDE.format(repository=str(REPOSITORY), service=service, extra=str(extra), ollama=ollama)
     done = systemd.run([sys.executable, "-c", code])
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.strip().splitlines()[-1])
@@ -114,6 +127,15 @@ def test_a_hardened_unit_is_probed_through_a_unit_like_it(systemd: PrivateSystem
     assert left.strip() == ""
 
 
+def test_an_unpacked_archive_is_seen_in_a_unit_with_a_tmp_of_its_own(systemd: PrivateSystemd, tmp_path: Path) -> None:
+    archive = tmp_path / "ollama.tgz"
+    archive.write_bytes(archives.tgz(archives.RELEASE))
+    said = ask(systemd, tmp_path, HARDENED, ollama=str(archive))
+    assert said["looked"]["binary"]["path"].endswith("/ollama/bin/ollama")
+    assert said["looked"]["directories"][0]["name"] == "cuda_v12"
+    assert said["looked"]["binary"]["executable"] is True
+
+
 def test_a_dynamic_user_is_probed_as(systemd: PrivateSystemd, tmp_path: Path) -> None:
     said = ask(systemd, tmp_path, "[Service]\nExecStart=/usr/bin/sleep 600\nDynamicUser=yes\n")
     assert said["ending"] == "answered", said["why"]
@@ -122,10 +144,20 @@ def test_a_dynamic_user_is_probed_as(systemd: PrivateSystemd, tmp_path: Path) ->
 
 
 def test_a_service_of_roots_keeps_its_sandbox(systemd: PrivateSystemd, tmp_path: Path) -> None:
-    said = ask(systemd, tmp_path, "[Service]\nExecStart=/usr/bin/sleep 600\nCapabilityBoundingSet=CAP_CHOWN\n")
+    text = "[Service]\nExecStart=/usr/bin/sleep 600\nCapabilityBoundingSet=CAP_CHOWN CAP_MKNOD CAP_KILL\n"
+    said = ask(systemd, tmp_path, text + "CapabilityBoundingSet=~CAP_KILL\n")
     assert said["ending"] == "answered", said["why"]
     assert said["seen"]["identity"]["uid"] == 0
     assert int(said["seen"]["identity"]["effective"], 16) & ~1 == 0
+    assert (said["transient"], said["adopted"]["private_dev"]) == (["CapabilityBoundingSet=CAP_CHOWN CAP_MKNOD"], False)
+
+
+def test_a_filter_that_kills_at_mount_does_not_kill_a_probe(systemd: PrivateSystemd, tmp_path: Path) -> None:
+    text = "[Service]\nExecStart=/usr/bin/sleep 600\nSystemCallFilter=@system-service\nMemoryDenyWriteExecute=yes\n"
+    said = ask(systemd, tmp_path, text)
+    assert said["ending"] == "answered", said["why"]
+    assert said["seen"]["identity"]["seccomp"] == "2"
+    assert int(said["seen"]["identity"]["effective"], 16) >> 27 & 1 == 0  # CAP_MKNOD
 
 
 def test_a_drop_in_of_the_running_daemon_counts(systemd: PrivateSystemd, tmp_path: Path) -> None:
