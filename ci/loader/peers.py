@@ -161,7 +161,8 @@ def main() -> int:
     asked = parser.parse_args()
     peers = tools(asked.python)
     rows: list[list[str]] = []
-    right: collections.Counter[str] = collections.Counter()
+    right: collections.Counter[tuple[str, str]] = collections.Counter()
+    kinds: collections.Counter[str] = collections.Counter()
     place = Path(tempfile.mkdtemp(prefix="loader-peers-"))
     place.chmod(0o755)
     try:
@@ -178,20 +179,27 @@ def main() -> int:
             happened = real(case, probe)
             verdicts = [RIGHT if predicted(case, probe) == happened else "DIFFERENT"]
             verdicts += [judge(case, happened, ask(tool, case), present) for tool in peers]
-            right.update(
-                name for name, verdict in zip(("this", *_names(peers)), verdicts, strict=True) if verdict == RIGHT
-            )
+            kind = build.__module__.rpartition("_")[2]
+            kinds[kind] += 1
+            for name, verdict in zip(("this", *_names(peers)), verdicts, strict=True):
+                right[kind, name] += verdict == RIGHT
             rows.append([build.__name__, happened.outcome.split(":")[0], *verdicts])
     finally:
         shutil.rmtree(place)
-    head = ["case", "real", "this", *_names(peers)]
-    total = ["right", str(len(rows)), *(str(right[name]) for name in head[2:])]
+    names = ["this", *_names(peers)]
+    totals = {name: sum(right[kind, name] for kind in kinds) for name in names}
     print(*(f"{tool.name}: {tool.version}" for tool in peers), sep="\n")
-    if absent := sorted({"ldd", "lddtree", "libtree", "auditwheel"} - set(_names(peers))):
+    if absent := sorted({"ldd", "lddtree", "libtree", "auditwheel"} - set(names)):
         print(f"not available here: {', '.join(absent)}")
+    print("\nright answers by kind of case (tests/loader/cases_KIND.py)\n")
+    summary = [[kind, str(kinds[kind]), *(str(right[kind, name]) for name in names)] for kind in sorted(kinds)]
+    _print(
+        [["kind", "cases", *names], *summary, ["all", str(len(rows)), *(str(totals[name]) for name in names)]],
+        asked.markdown,
+    )
     print()
-    _print([head, *rows, total], asked.markdown)
-    return int(right["this"] != len(rows))
+    _print([["case", "real", *names], *rows], asked.markdown)
+    return int(totals["this"] != len(rows))
 
 
 def _names(peers: list[Tool]) -> list[str]:
