@@ -134,7 +134,7 @@ def ask(tool: Tool, case: Case) -> Said | None:
 
 
 def judge(case: Case, happened: Answer, said: Said | None, before: frozenset[str]) -> str:
-    """Return RIGHT, or what is wrong with what a tool SAID; BEFORE are files that every process has."""
+    """Return RIGHT, or what is wrong with what a tool SAID; BEFORE are files that the process has already."""
     if said is None:
         return SILENT
     loads = happened.outcome == "loads"
@@ -146,10 +146,13 @@ def judge(case: Case, happened: Answer, said: Said | None, before: frozenset[str
     return RIGHT if not loads or files - ours == named - ours else FILES
 
 
-def before(probe: str) -> frozenset[str]:
-    """Return the files of a process that has loaded nothing."""
-    output = subprocess.run(["ldd", probe], capture_output=True, text=True, timeout=20, check=True).stdout
-    return frozenset(os.path.realpath(path) for path in _ldd(output, 0).files)
+def before(case: Case, probe: str) -> frozenset[str]:
+    """Return the files that the process of CASE has before its dlopen, preloaded ones too."""
+    words = [case.exe or probe]
+    for path, into_global in case.opened:
+        words += ["-g" if into_global else "-p", path]
+    _, output, _ = run_case(case, [*words, case.library])
+    return frozenset(os.path.realpath(line[4:]) for line in output.splitlines() if line.startswith("old /"))
 
 
 def main() -> int:
@@ -167,7 +170,6 @@ def main() -> int:
     place.chmod(0o755)
     try:
         probe = build_probe(place, Loader("host", ""))
-        present = before(probe)
         for build in ALL:
             if asked.case and build.__name__ not in asked.case:
                 continue
@@ -178,6 +180,7 @@ def main() -> int:
                 continue
             happened = real(case, probe)
             verdicts = [RIGHT if predicted(case, probe) == happened else "DIFFERENT"]
+            present = before(case, probe)
             verdicts += [judge(case, happened, ask(tool, case), present) for tool in peers]
             kind = build.__module__.rpartition("_")[2]
             kinds[kind] += 1
