@@ -151,7 +151,7 @@ def before(case: Case, probe: str) -> frozenset[str]:
     words = [case.exe or probe]
     for path, into_global in case.opened:
         words += ["-g" if into_global else "-p", path]
-    _, output, _ = run_case(case, [*words, case.library])
+    _, output, _ = run_case(case, [*words, case.library], SECONDS)
     return frozenset(os.path.realpath(line[4:]) for line in output.splitlines() if line.startswith("old /"))
 
 
