@@ -82,12 +82,19 @@ def _node(item: Facts, files: Mapping[str, Facts], seen: bool, paper: Paper) -> 
     if seen:
         return join((name, " ", el("span", "as above", class_="aside")))
     file = files.get(str(path), {})
-    marks = [word for key, word in (("outside", "not from this install"), ("may_block", "may block")) if file.get(key)]
+    told = (("outside", "not from this install"), ("may_block", "may block"))
+    driver = _of_driver(item.get("name"))
+    marks = [word for key, word in told if file.get(key) and not (driver and key == "outside")]
     size, shadows = finite(file.get("size")), item.get("shadows")
     rule = join((paper.text(item.get("rule"), 300), f", {size_of(size)}" if size else ""))
     other = join(("; hides ", paper.text(shadows, 300))) if isinstance(shadows, (list, tuple)) and shadows else ""
     place = el("span", paper.text(path, 400), " — ", rule, other, class_="aside")
     return join((el("b", name), *(join((" ", mark(WARN, word))) for word in marks), " ", place))
+
+
+def _of_driver(name: object) -> bool:
+    """Whether NAME is a library of the driver, which no install of Ollama brings."""
+    return name_of(name).startswith(("libcuda.so", "libnvidia-"))
 
 
 def gpu_code(fatbins: list[Facts], paper: Paper) -> Html | None:
