@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from html import unescape
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -79,3 +81,19 @@ def test_junit_says_what_failed_in_lines(gate: Runner) -> None:
     assert failures
     assert all(text.startswith("06 driver: ") and "\n   next      : " in text for text in failures)
     assert not [text for text in failures if "Traceback" in text or ".py:" in text]
+
+
+def test_pytest_html_has_one_row_per_stage_in_order(gate: Runner) -> None:
+    plugins = ("pytest_timeout", "pytest_metadata.plugin", "pytest_html.plugin")
+    asked = ("--html", "pytest.html", "--self-contained-html", "--gpu-until", "enumeration")
+    ended = gate(*asked, stages="driver=fail", plugins=plugins)
+    page = (ended.directory / "pytest.html").read_text(encoding="utf-8")
+    (blob,) = re.findall(r'data-jsonblob="([^"]*)"', page)
+    data = json.loads(unescape(blob))
+    rows = [row["resultsTableRow"] for tests in data["tests"].values() for row in tests]
+    shown = [re.sub("<[^>]*>", "", " | ".join(row[:3])) for row in rows]
+    assert [text.split(" | ")[1][:2] for text in shown] == sorted(text.split(" | ")[1][:2] for text in shown)
+    assert any(text.startswith("Failed | 06 driver | ") for text in shown)
+    assert "Not reached | 07 enumeration | because of 06 driver" in shown
+    assert data["initialSort"] == "original"
+    assert "BLOCKED" in page[: page.index("data-jsonblob")] + page[page.index("<h2>Summary") :]
