@@ -97,3 +97,16 @@ def test_pytest_html_has_one_row_per_stage_in_order(gate: Runner) -> None:
     assert "Not reached | 07 enumeration | because of 06 driver" in shown
     assert data["initialSort"] == "original"
     assert "BLOCKED" in page[: page.index("data-jsonblob")] + page[page.index("<h2>Summary") :]
+
+
+def test_a_disk_that_takes_no_more_is_said_and_changes_no_verdict(gate: Runner) -> None:
+    whole = gate("--gpu-until", "kernel")
+    sizes = {path.name: path.stat().st_size for path in (gate.directory / "gpu-discovery-report").iterdir()}
+    limit = (sizes["verdict.json"] + sizes["report.html"]) // 2
+    assert sizes["verdict.json"] < limit < sizes["report.html"]
+    full = gate(command=["prlimit", f"--fsize={limit}", *gate.command("--gpu-until", "kernel")])
+    assert full.code == whole.code
+    assert full.verdict["verdict"] == whole.verdict["verdict"]
+    assert "the html report could not be written: [Errno 27] File too large" in full.out
+    left = {path.name for path in (gate.directory / "gpu-discovery-report").iterdir()}
+    assert not [name for name in left if name.startswith(".")], "a half written file was left"
