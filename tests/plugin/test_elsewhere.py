@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from html import unescape
 from pathlib import Path
 from xml.etree import ElementTree
+
+import pytest
 
 from tests.plugin.conftest import Runner
 
@@ -99,14 +102,25 @@ def test_pytest_html_has_one_row_per_stage_in_order(gate: Runner) -> None:
     assert "BLOCKED" in page[: page.index("data-jsonblob")] + page[page.index("<h2>Summary") :]
 
 
-def test_a_disk_that_takes_no_more_is_said_and_changes_no_verdict(gate: Runner) -> None:
+UNSHARE = ("unshare", "--user", "--map-root-user", "--mount")
+
+
+@pytest.mark.skipif(
+    subprocess.run([*UNSHARE, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False).returncode
+    != 0,
+    reason="needs user and mount namespaces, for a full disk of its own",
+)
+def test_a_full_disk_is_said_and_changes_no_verdict(gate: Runner) -> None:
     whole = gate("--gpu-until", "kernel")
-    sizes = {path.name: path.stat().st_size for path in (gate.directory / "gpu-discovery-report").iterdir()}
-    limit = (sizes["verdict.json"] + sizes["report.html"]) // 2
-    assert sizes["verdict.json"] < limit < sizes["report.html"]
-    full = gate(command=["prlimit", f"--fsize={limit}", *gate.command("--gpu-until", "kernel")])
+    report = whole.directory / "gpu-discovery-report"
+    sizes = {path.name: path.stat().st_size for path in report.iterdir()}
+    limit = (2 * sizes["verdict.json"] + sizes["report.html"]) // 2  # verdict.json and its successor, not the page
+    assert 2 * sizes["verdict.json"] < limit < sizes["report.html"]
+    script = f'mount -t tmpfs -o size={limit} none "$1" && shift && "$@"; code=$?; ls -A "$0"; exit $code'
+    full = gate(
+        command=[*UNSHARE, "sh", "-c", script, report.name, report.name, *gate.command("--gpu-until", "kernel")]
+    )
     assert full.code == whole.code
-    assert full.verdict["verdict"] == whole.verdict["verdict"]
-    assert "the html report could not be written: [Errno 27] File too large" in full.out
-    left = {path.name for path in (gate.directory / "gpu-discovery-report").iterdir()}
-    assert not [name for name in left if name.startswith(".")], "a half written file was left"
+    assert full.out.count("gpu-discovery: READY") == 1
+    assert "the html report could not be written: [Errno 28] No space left on device" in full.out
+    assert full.out.splitlines()[-1] == "verdict.json", "a half written file was left"
