@@ -1,14 +1,18 @@
-"""Render the sample verdicts and photograph them in headless Chromium: wide, narrow, light, dark, and on paper.
+"""Render verdicts and photograph them in headless Chromium: wide, narrow, light, dark, and on paper.
 
-    python ci/look.py OUT [NAME ...]
+    python ci/look.py OUT [NAME | verdict.json ...] [--axe axe.min.js]
 
-Writes OUT/NAME.html, OUT/NAME-{1280,400}-{light,dark}.png (the whole page) and OUT/NAME.pdf, and exits 1 when a page is
-wider than its window, writes to the console or asks for anything but itself. Needs `chromium` (Debian's package).
+A NAME is a sample of tests/reports/samples.py (default: all of them); a file is the verdict of a run. Writes
+OUT/NAME.html, OUT/NAME-{1280,400}-{light,dark}.png (the whole page) and OUT/NAME.pdf, and exits 1 when a page is
+wider than its window, writes to the console, asks for anything but itself or, with --axe, when axe-core (npm package
+axe-core) finds something serious. Needs `chromium` (Debian's package), so it is no part of the test suite.
 """
 
 from __future__ import annotations
 
 import argparse
+import html as escapes
+import json
 import re
 import subprocess
 import sys
@@ -17,6 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from pytest_gpudiscovery.model import Verdict, verdict_from_json
 from pytest_gpudiscovery.reports import html
 from tests.reports import samples
 
@@ -26,6 +31,7 @@ FLAGS = (
     *("--enable-logging=stderr", "--log-level=0"),
 )
 WIDTHS = (1280, 400)
+AXE_WIDTHS = (1280, 500)
 SCHEMES = {"light": (), "dark": ("--blink-settings=preferredColorScheme=0", "--force-dark-mode")}
 FIRST_SCREEN = 800  # pixels of height: what is seen before scrolling
 LIMIT_S = 90
@@ -37,6 +43,13 @@ document.documentElement.setAttribute('data-measured',
 [document.documentElement.scrollWidth,innerWidth,document.body.scrollHeight,wide.join(' ')].join(';'));
 </script>"""
 MEASURED = re.compile(r'data-measured="(\d+);(\d+);(\d+);([^"]*)"')
+SERIOUS = ("serious", "critical")  # axe-core's impacts
+AXE = """<script>
+for(const part of document.querySelectorAll('details'))part.open=true;
+axe.run(document,{resultTypes:['violations']}).then(found=>document.documentElement.setAttribute('data-axe',
+JSON.stringify(found.violations.map(v=>[v.impact,v.id,v.help,v.nodes.slice(0,3).map(n=>n.html.slice(0,120))]))));
+</script>"""
+AXE_FOUND = re.compile(r'data-axe="([^"]*)"')
 TROUBLE = re.compile(r"CONSOLE|ERR_|Refused to|net::|violates")
 
 
@@ -80,6 +93,39 @@ def measure(page: Path, width: int, profile: str) -> tuple[list[str], int]:
     return wide, height
 
 
+def judge(page: Path, axe: Path, width: int, profile: str) -> list[str]:
+    """Return what axe-core finds serious in PAGE at WIDTH pixels (at least 500), with every folded part open."""
+    probe = page.with_suffix(".axe.html")
+    text = re.sub(r"<meta http-equiv[^>]*>", "", page.read_text(encoding="utf-8"))
+    script = f"<script>{axe.read_text(encoding='utf-8')}</script>{AXE}"
+    probe.write_text(text.replace("</body>", script + "</body>"), encoding="utf-8")
+    dom, _ = chromium(
+        probe.as_uri(), profile, "--dump-dom", "--virtual-time-budget=20000", f"--window-size={width},1000"
+    )
+    probe.unlink()
+    found = AXE_FOUND.search(dom.partition("<head")[0])
+    if found is None:
+        return [f"{page.name} at {width}: axe-core gave no answer"]
+    rows = json.loads(escapes.unescape(found[1]))
+    return [
+        f"{page.name} at {width}: {impact}: {rule}: {text}: {nodes}"
+        for impact, rule, text, nodes in rows
+        if impact in SERIOUS
+    ]
+
+
+def verdicts(names: list[str]) -> dict[str, Verdict]:
+    """Return the verdicts that NAMES stand for, by the name that their pictures get."""
+    found = {}
+    for name in names:
+        if name in samples.ALL:
+            found[name] = samples.ALL[name]()
+        else:
+            path = Path(name)
+            found[path.resolve().parent.name] = verdict_from_json(json.loads(path.read_text(encoding="utf-8")))
+    return found
+
+
 def photograph(page: Path, out: Path, width: int, height: int, scheme: str, profile: str) -> list[str]:
     """Write the picture OUT of PAGE; return what the browser complained about."""
     outer = page.with_suffix(".frame.html")
@@ -96,15 +142,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("names", nargs="*", default=[])
+    parser.add_argument("--axe", type=Path, help="axe.min.js of the npm package axe-core")
     parser.add_argument("--first", action="store_true", help="only the first screen, not the whole page")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     out = given.out.resolve()
     wrong: list[str] = []
     with tempfile.TemporaryDirectory() as profile:
-        for name in given.names or samples.ALL:
+        for name, verdict in verdicts(given.names or list(samples.ALL)).items():
             page = out / f"{name}.html"
-            page.write_text(html.render(samples.ALL[name]()), encoding="utf-8")
+            page.write_text(html.render(verdict), encoding="utf-8")
+            for width in AXE_WIDTHS if given.axe else ():
+                wrong += judge(page, given.axe, width, profile)
             for width in WIDTHS:
                 complaints, height = measure(page, width, profile)
                 wrong += complaints
@@ -112,7 +161,8 @@ def main() -> int:
                     shown = FIRST_SCREEN if given.first else min(height + 10, 12_000)
                     wrong += photograph(page, out / f"{name}-{width}-{scheme}.png", width, shown, scheme, profile)
             chromium(page.as_uri(), profile, "--no-pdf-header-footer", f"--print-to-pdf={out / name}.pdf")
-    print("\n".join(wrong) or "no page is too wide, no message on the console, nothing asked for")
+    axe = ", nothing serious for axe-core" if given.axe else ""
+    print("\n".join(wrong) or f"no page is too wide, no message on the console, nothing asked for{axe}")
     return 1 if wrong else 0
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import pytest
 
 from pytest_gpudiscovery import collection
-from pytest_gpudiscovery.model import Verdict
+from pytest_gpudiscovery.model import StageRecord, Verdict
 
 ALLURE_DIR = "allure_report_dir"  # where allure-pytest keeps --alluredir
 
@@ -49,6 +49,23 @@ def _drop_ours(logger: Any) -> None:
 
 
 OURS = ("pytest_gpudiscovery.suites.", f"{collection.PREFIX}.", f"{collection.PREFIX}/")
+
+
+def html_rows(
+    config: pytest.Config,
+    choice: collection.Choice,
+    records: Callable[[], Mapping[str, StageRecord]],
+    verdict: Callable[[], Verdict | None],
+    directory: str,
+) -> None:
+    """Let pytest-html, where it writes a report (`--html`), show stages instead of our items.
+
+    RECORDS and VERDICT are asked when it does; DIRECTORY is where report.html is.
+    """
+    if choice.ours and getattr(config.option, "htmlpath", None):
+        from pytest_gpudiscovery.reports.pytest_html import Rows  # noqa: PLC0415 - only where it is asked for
+
+        config.pluginmanager.register(Rows(records, verdict, directory), "gpudiscovery-html")
 
 
 def further(config: pytest.Config, choice: collection.Choice) -> tuple[Further, ...]:

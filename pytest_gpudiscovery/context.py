@@ -28,6 +28,7 @@ from pytest_gpudiscovery.supervise.types import Identity, Setup
 OURS = ("PYTHON", "PYTEST_", "GPU_DISCOVERY_", "COVERAGE", "VIRTUAL_ENV", "ALLURE_", "_PYTEST")
 LIVE = {"kind": "live"}
 FILE = "context.json"
+TRACED_STAGE = "bootstrap"  # what --gpu-trace and --gpu-experiment are about
 
 
 def build(settings: Settings, run_dir: str) -> RunContext:
@@ -77,6 +78,8 @@ def build(settings: Settings, run_dir: str) -> RunContext:
         candidate_path=candidate.path if candidate is not None else None,
         hints=(("service", who.binary),) if who.binary else (),
         allow_busy=settings.allow_busy,
+        trace=settings.trace,
+        experiment=settings.experiment,
         scale=settings.scale,
         deadlines=dict(settings.stage_timeout),
         run_dir=run_dir,
@@ -106,6 +109,10 @@ def _profile(settings: Settings) -> Mapping[str, Any]:
         raise UsageProblem(f"--gpu-ollama-candidate={settings.ollama_candidate}: {text}")
     if settings.until == CANDIDATE_STAGE and not settings.ollama_candidate:
         raise UsageProblem(f"--gpu-until={CANDIDATE_STAGE}: expected --gpu-ollama-candidate=PATH with it")
+    for asked, option in ((settings.trace, "--gpu-trace"), (settings.experiment, "--gpu-experiment")):
+        if asked and settings.until and _before(settings.until, TRACED_STAGE):
+            text = f"{TRACED_STAGE} does it, and --gpu-until={settings.until} ends before that stage"
+            raise UsageProblem(f"{option}: {text}")
     return profile
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -106,11 +107,16 @@ class Gate:
         sigterm = Sigterm()
         further = adapters.further(config, self.choice)
         self._finish = finish = Finish(self.run, settings, self.choice, console, sigterm, further)
+        adapters.html_rows(config, self.choice, self._records, lambda: finish.verdict, settings.report)
         config.add_cleanup(lambda: finish.say(_exit_status(config)))
         config.add_cleanup(sigterm.restore)
         config.add_cleanup(console.stop)
         sigterm.catch()
         self._silence_xdist()
+
+    def _records(self) -> Mapping[str, StageRecord]:
+        """The records so far; asked anew each time, because a repeated run has a new engine."""
+        return self.run.engine.records()
 
     def _silence_xdist(self) -> None:
         """Leave the terminal to our own lines; a crashed worker is said by pytest_runtest_logreport below."""

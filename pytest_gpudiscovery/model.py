@@ -199,6 +199,32 @@ def to_json(value: Any) -> Json:
     return value
 
 
+def verdict_from_json(data: dict[str, Any]) -> Verdict:
+    """Return the Verdict that `to_json` wrote; raises KeyError, TypeError or ValueError on anything else."""
+    return Verdict(
+        **{
+            **data,
+            "verdict": State(data["verdict"]),
+            "blockers": tuple(
+                Blocker(
+                    **{
+                        **blocker,
+                        "outcome": Outcome(blocker["outcome"]),
+                        "explains": tuple(blocker["explains"]),
+                        "consequences": tuple(blocker["consequences"]),
+                    }
+                )
+                for blocker in data["blockers"]
+            ),
+            "gpus": tuple(data["gpus"]),
+            "closures": tuple(data["closures"]),
+            "fatbins": tuple(data["fatbins"]),
+            "stages": tuple(record_from_json(record) for record in data["stages"]),
+            "notes": tuple(data["notes"]),
+        }
+    )
+
+
 def record_from_json(data: dict[str, Any]) -> StageRecord:
     """Return the StageRecord that `to_json` wrote; raises KeyError, TypeError or ValueError on anything else."""
     return StageRecord(

@@ -22,7 +22,8 @@ REPEAT_LIMIT = 1000
 SCALE_LIMITS = (0.01, 1000.0)
 EXIT_CONVENTIONS = ("pytest", "nagios", "npd")
 # Named in the contract, without an engine behind them yet: refused, because an option that does nothing would lie.
-LATER = frozenset({"gpu_baseline", "gpu_ollama_log", "gpu_trace", "gpu_experiment"})
+LATER = frozenset({"gpu_baseline", "gpu_ollama_log"})
+EXPERIMENTS = ("preload",)
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
@@ -203,6 +204,12 @@ def _exit(given: _Given) -> dict[str, Any]:
     return {"exit": given.value}
 
 
+def _experiment(given: _Given) -> dict[str, Any]:
+    if given.value not in EXPERIMENTS:
+        raise given.refuse(f"one of {', '.join(EXPERIMENTS)}{_suggest(given.value, EXPERIMENTS)}")
+    return {"experiment": given.value}
+
+
 def _profile(given: _Given) -> dict[str, Any]:
     value = _text(given)
     if value.endswith(".toml") or "/" in value:
@@ -284,7 +291,7 @@ _CHECKS: Mapping[str, Callable[[_Given], dict[str, Any]]] = {
     "gpu_allow_busy": _plain("allow_busy"),
     "gpu_exit": _exit,
     "gpu_trace": _plain("trace"),
-    "gpu_experiment": _plain("experiment"),
+    "gpu_experiment": _experiment,
 }
 
 

@@ -33,8 +33,9 @@ IMAGES = f"{OURS} l.read_images(sys.argv[1])"
 # The least time inside a process: the other rows hold the start of Python and our imports.
 INSIDE = f"""{OURS}
 import time
+images = l.read_images  # imported before the clock starts
 def read():
-    began = time.perf_counter(); l.read_images(sys.argv[1]); return time.perf_counter() - began
+    began = time.perf_counter(); images(sys.argv[1]); return time.perf_counter() - began
 first = read()
 print(first * 1e3, min(read() for _ in range(9)) * 1e3)
 """

@@ -81,7 +81,6 @@ def cases(names: list[str]) -> list[Case]:
     hides = ("service.env.cuda_visible_devices_hides_all",)
     wrong = {"CUDA_VISIBLE_DEVICES": "GPU-deadbeef-0000-4000-8000-000000000000"}
     preload = {"LD_PRELOAD": str(WORK / "cuinit999.so")}
-    shim = ("driver.cuinit.999", "driver.shim.present")
     node = ("kernel.node.missing",)
     both = [name for name in ("machine", "llama") if name in names]
     rows = [Case(name, "healthy", "gpu") for name in names]
@@ -89,7 +88,8 @@ def cases(names: list[str]) -> list[Case]:
         rows += [
             Case(name, "CUDA_VISIBLE_DEVICES empty", "cpu", hides, env={"CUDA_VISIBLE_DEVICES": ""}),
             Case(name, "CUDA_VISIBLE_DEVICES of no GPU", "cpu", hides, env=wrong),
-            Case(name, "LD_PRELOAD whose cuInit answers 999", "cpu", shim, env=preload),
+            # The CUDA runtime asks libcuda itself: an interposed cuInit is not called, and Ollama keeps the GPU.
+            Case(name, "LD_PRELOAD whose cuInit answers 999", "gpu", env=preload),
             Case(name, "libggml-cuda.so is cut off", "cpu", ("package.library.truncated",), cut),
             Case(name, "libggml-cuda.so is a git-lfs pointer", "cpu", ("package.library.not_elf",), lfs),
             Case(name, "no libggml-cuda.so", "cpu", ("package.gpu_dir.missing",), gone("*/libggml-cuda.so")),

@@ -134,7 +134,7 @@ def ask(tool: Tool, case: Case) -> Said | None:
 
 
 def judge(case: Case, happened: Answer, said: Said | None, before: frozenset[str]) -> str:
-    """Return RIGHT, or what is wrong with what a tool SAID; BEFORE are files that every process has."""
+    """Return RIGHT, or what is wrong with what a tool SAID; BEFORE are files that the process has already."""
     if said is None:
         return SILENT
     loads = happened.outcome == "loads"
@@ -146,10 +146,13 @@ def judge(case: Case, happened: Answer, said: Said | None, before: frozenset[str
     return RIGHT if not loads or files - ours == named - ours else FILES
 
 
-def before(probe: str) -> frozenset[str]:
-    """Return the files of a process that has loaded nothing."""
-    output = subprocess.run(["ldd", probe], capture_output=True, text=True, timeout=20, check=True).stdout
-    return frozenset(os.path.realpath(path) for path in _ldd(output, 0).files)
+def before(case: Case, probe: str) -> frozenset[str]:
+    """Return the files that the process of CASE has before its dlopen, preloaded ones too."""
+    words = [case.exe or probe]
+    for path, into_global in case.opened:
+        words += ["-g" if into_global else "-p", path]
+    _, output, _ = run_case(case, [*words, case.library], SECONDS)
+    return frozenset(os.path.realpath(line[4:]) for line in output.splitlines() if line.startswith("old /"))
 
 
 def main() -> int:
@@ -161,12 +164,12 @@ def main() -> int:
     asked = parser.parse_args()
     peers = tools(asked.python)
     rows: list[list[str]] = []
-    right: collections.Counter[str] = collections.Counter()
+    right: collections.Counter[tuple[str, str]] = collections.Counter()
+    kinds: collections.Counter[str] = collections.Counter()
     place = Path(tempfile.mkdtemp(prefix="loader-peers-"))
     place.chmod(0o755)
     try:
         probe = build_probe(place, Loader("host", ""))
-        present = before(probe)
         for build in ALL:
             if asked.case and build.__name__ not in asked.case:
                 continue
@@ -177,21 +180,29 @@ def main() -> int:
                 continue
             happened = real(case, probe)
             verdicts = [RIGHT if predicted(case, probe) == happened else "DIFFERENT"]
+            present = before(case, probe)
             verdicts += [judge(case, happened, ask(tool, case), present) for tool in peers]
-            right.update(
-                name for name, verdict in zip(("this", *_names(peers)), verdicts, strict=True) if verdict == RIGHT
-            )
+            kind = build.__module__.rpartition("_")[2]
+            kinds[kind] += 1
+            for name, verdict in zip(("this", *_names(peers)), verdicts, strict=True):
+                right[kind, name] += verdict == RIGHT
             rows.append([build.__name__, happened.outcome.split(":")[0], *verdicts])
     finally:
         shutil.rmtree(place)
-    head = ["case", "real", "this", *_names(peers)]
-    total = ["right", str(len(rows)), *(str(right[name]) for name in head[2:])]
+    names = ["this", *_names(peers)]
+    totals = {name: sum(right[kind, name] for kind in kinds) for name in names}
     print(*(f"{tool.name}: {tool.version}" for tool in peers), sep="\n")
-    if absent := sorted({"ldd", "lddtree", "libtree", "auditwheel"} - set(_names(peers))):
+    if absent := sorted({"ldd", "lddtree", "libtree", "auditwheel"} - set(names)):
         print(f"not available here: {', '.join(absent)}")
+    print("\nright answers by kind of case (tests/loader/cases_KIND.py)\n")
+    summary = [[kind, str(kinds[kind]), *(str(right[kind, name]) for name in names)] for kind in sorted(kinds)]
+    _print(
+        [["kind", "cases", *names], *summary, ["all", str(len(rows)), *(str(totals[name]) for name in names)]],
+        asked.markdown,
+    )
     print()
-    _print([head, *rows, total], asked.markdown)
-    return int(right["this"] != len(rows))
+    _print([["case", "real", *names], *rows], asked.markdown)
+    return int(totals["this"] != len(rows))
 
 
 def _names(peers: list[Tool]) -> list[str]:

@@ -69,9 +69,41 @@ def discover(
     request: dict[str, Any], env: dict[str, str], journal: Journal, guardian: Guardian, prefix: str
 ) -> dict[str, Any]:
     """Discover as REQUEST's Ollama does: by llama-server where one is named, else by the runner."""
+    if request.get("trace"):
+        return _traced(request, env, journal, guardian, prefix)
     if request.get("server"):
         return llamaserver.run(request, env, journal, guardian, prefix=prefix)
     return runner.run(request["binary"], env, request["limit_s"], journal, guardian, prefix=prefix)
+
+
+def _traced(
+    request: dict[str, Any], env: dict[str, str], journal: Journal, guardian: Guardian, prefix: str
+) -> dict[str, Any]:
+    """Discover under ld.so's account ("loader"), or under strace; `timeline` is in the answer, the account is not."""
+    from pytest_gpudiscovery.loader.lddebug import ASKED  # noqa: PLC0415 - only a traced run reads these
+    from pytest_gpudiscovery.probes import timeline  # noqa: PLC0415
+
+    events = timeline.Timeline(journal, prefix)
+    before: tuple[str, ...] = ()
+    if request["trace"] == "strace":
+        program = timeline.strace(env)
+        if program is None:
+            return {"timeline": [], "tracer": None}
+        words, env = timeline.under_strace(program, env)
+        before = tuple(words)
+    else:
+        env = {**env, "LD_DEBUG": ASKED}
+        env.pop("LD_DEBUG_OUTPUT", None)
+    hooks: dict[str, Any] = {"prefix": prefix, "before": before, "on_line": events.line, "on_tick": events.tick}
+    if request.get("server"):
+        answer = llamaserver.run(request, env, journal, guardian, **hooks)
+        for step in (answer[name] for name in ("start", "list", "native") if answer[name]):
+            text = step["output"]["text"]
+            step["output"]["text"] = "\n".join(line for line in text.split("\n") if not timeline.ACCOUNT.match(line))
+    else:
+        answer = runner.run(request["binary"], env, request["limit_s"], journal, guardian, **hooks)
+        answer["output"]["text"] = events.rest
+    return {**answer, "timeline": events.events, "tracer": request["trace"]}
 
 
 def several(request: dict[str, Any], journal: Journal) -> dict[str, Any]:

@@ -36,10 +36,13 @@ def run(
     guardian: Guardian,
     *,
     prefix: str = "",
+    before: tuple[str, ...] = (),
     on_line: Callable[[float, str], None] | None = None,
     on_tick: Callable[[int, float], None] | None = None,
 ) -> dict[str, Any]:
-    """Run the three processes. REQUEST: {"binary", "server", "dirs": [lib, directory], "limit_s"}.
+    """Run the three processes, BEFORE (a tracer) before the argv of each.
+
+    REQUEST: {"binary", "server", "dirs": [lib, directory], "limit_s"}.
 
     {"start", "list", "native": what each did, None for one that was not started, "seconds", "backend", "cudart"}
     """
@@ -53,7 +56,7 @@ def run(
     answer: dict[str, Any] = {"backend": backend, "cudart": cudart(dirs), "limit_s": request["limit_s"]}
     answer |= {"start": None, "list": None, "native": None}
     port = FIRST_PORT + time.time_ns() % PORTS
-    how = _How(mine, journal, guardian, prefix, on_line, on_tick)
+    how = _How(mine, journal, guardian, prefix, before, on_line, on_tick)
     argv = [server, "--port", str(port), "--host", "127.0.0.1", "--no-webui", "--offline", "--verbose"]
     answer["start"] = how.run("llama-server", argv, end, until=MARK)
     if answer["start"]["reason"] != "timeout" and not answer["start"]["problem"]:
@@ -76,11 +79,12 @@ class _How:
         journal: Journal,
         guardian: Guardian,
         prefix: str,
+        before: tuple[str, ...],
         on_line: Callable[[float, str], None] | None,
         on_tick: Callable[[int, float], None] | None,
     ) -> None:
         self._env, self._journal, self._guardian, self._prefix = env, journal, guardian, prefix
-        self._on_line, self._on_tick = on_line, on_tick
+        self._before, self._on_line, self._on_tick = before, on_line, on_tick
         self._began = time.monotonic()
 
     def run(self, name: str, argv: list[str], end: float, *, until: str | None = None) -> dict[str, Any]:
@@ -99,7 +103,7 @@ class _How:
                 self._on_line(begun - self._began + at, text)
 
         with self._journal.step(f"{self._prefix}start {name}") as step:
-            child = Spawned(argv, self._env, apart=True, on_line=line)
+            child = Spawned([*self._before, *argv], self._env, apart=True, on_line=line)
             step.result = child.problem or child.pid
         answer: dict[str, Any] = {"reason": "spawn"}
         if child.pid:

@@ -40,12 +40,14 @@ def run(
     guardian: Guardian,
     *,
     prefix: str = "",
+    before: tuple[str, ...] = (),
     on_line: Callable[[float, str], None] | None = None,
     on_tick: Callable[[int, float], None] | None = None,
 ) -> dict[str, Any]:
     """Start the child of BINARY in ENV, ask it for LIMIT_S seconds, end it; what was seen, as JSON.
 
-    ON_TICK is called with its pid and the seconds since the begin about every 10 ms.
+    BEFORE stands before its argv (a tracer). ON_TICK is called with its pid and the seconds since the begin about every
+    10 ms.
     """
     began = time.monotonic()
     answer: dict[str, Any] = {"limit_s": limit_s}
@@ -53,7 +55,7 @@ def run(
         port, answer["port_error"] = free_port()
         step.result = answer["port_error"] or port
     answer["port"] = port
-    argv = [binary, "runner", "--ollama-engine", "--port", str(port)]
+    argv = [*before, binary, "runner", "--ollama-engine", "--port", str(port)]
     with journal.step(f"{prefix}start {' '.join(argv)}") as step:
         child = Spawned(argv, env, on_line=on_line)
         step.result = child.problem or child.pid

@@ -177,6 +177,7 @@ class Spawned:
             except OSError:
                 pass  # gone, with all that it started in its group
             dead = self._reap(time.monotonic() + KILL_S)
+            self._reap_orphans(group, time.monotonic() + KILL_S)
             self.take()
             self.close()
             return dead
@@ -188,6 +189,15 @@ class Spawned:
                 return False
             time.sleep(0.002)
         return True
+
+    def _reap_orphans(self, group: int, until: float) -> None:
+        """Collect what it had started in its GROUP: this process is a subreaper, so they are our children now."""
+        while time.monotonic() < until:
+            try:
+                if os.waitpid(-group, os.WNOHANG)[0] == 0:
+                    time.sleep(0.002)
+            except ChildProcessError:
+                return
 
     def close(self) -> None:
         """Let go of its output."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -18,6 +19,7 @@ from pytest_gpudiscovery.reports import wording
 
 SHOW_PROGRESS_AFTER_S = 1.0
 TICK_S = 0.5
+LOG_AFTER_S = 10.0  # in a log; then at 20 s, 40 s, ...
 COLOURS: Mapping[Outcome, str] = {
     Outcome.PASSED: "green",
     Outcome.WARNED: "yellow",
@@ -97,10 +99,14 @@ class Console:
         self._progress = Progress(numbers)
 
     def watch(self, running: Running) -> None:
-        """Show on a terminal how long the running stage has taken; RUNNING is asked twice a second."""
+        """Show how long the running stage has taken; RUNNING is asked twice a second.
+
+        On a terminal it is one line that changes; in a log, a line now and then, so that nobody takes it for dead.
+        """
         terminal = self._reporter
-        if not self._quiet and terminal is not None and terminal.hasmarkup and sys.stdout.isatty():
-            self._progress.start(running)
+        if self._quiet or terminal is None:
+            return
+        self._progress.start(running, live=terminal.hasmarkup and sys.stdout.isatty())
 
     def stop(self) -> None:
         """End what `watch` began."""
@@ -132,7 +138,7 @@ class Console:
                 return
             write(f"{wording.label(self._numbers[record.name], record.name):<16}")
             write(f"{wording.words(record.outcome):<14}", **({colour: True} if colour else {}))
-            write(f"{duration:<11}  {wording.one_line(text)}".rstrip() + "\n")
+            write(laid_out(f"{duration:<11}  ", wording.one_line(text), self._width()) + "\n")
             for step in record.steps if self._steps else ():
                 took = f"{step.duration_s:9.3f} s" if step.duration_s is not None else "  not ended"
                 result = "" if step.result is None else f"  {step.result}"
@@ -157,7 +163,13 @@ class Console:
     def _line(self, text: str, *, always: bool = False, **markup: bool) -> None:
         with self._writer() as write:
             if write is not None and (always or not self._quiet):
-                write(text + "\n", **markup)
+                write(text, **markup)  # without the line's end: colours are reset before it
+                write("\n")
+
+    def _width(self) -> int | None:
+        """The columns of the terminal; None for a log, where nothing is folded."""
+        terminal = self._reporter
+        return int(terminal._tw.fullwidth) if terminal is not None and terminal.isatty else None
 
     @property
     def _reporter(self) -> Any:
@@ -179,6 +191,22 @@ class Console:
             terminal.flush()
 
 
+COLUMN = 43  # where the text of a stage's line begins
+NARROW = 90  # columns; below, the text has lines of its own
+INDENT = 3
+
+
+def laid_out(before: str, text: str, width: int | None) -> str:
+    """Return the rest of a stage's line, BEFORE and TEXT, folded for a terminal of WIDTH columns."""
+    if width is None or COLUMN + len(text) <= width:
+        return (before + text).rstrip()
+    indent = COLUMN if width >= NARROW else INDENT
+    lines = textwrap.wrap(text, max(20, width - indent), break_on_hyphens=False)
+    if indent == COLUMN:
+        return before + ("\n" + " " * indent).join(lines)
+    return before.rstrip() + "".join(f"\n{' ' * indent}{line}" for line in lines)
+
+
 _NOTHING_RAN = (Outcome.NOT_REACHED, Outcome.NOT_SELECTED)
 
 
@@ -190,7 +218,10 @@ def simulated_words(simulated: Mapping[str, Any]) -> str:
 
 
 class Progress:
-    """A line that is overwritten twice a second while a stage runs: its name, elapsed time and deadline."""
+    """How long the running stage has taken, beside its deadline.
+
+    On a terminal a line that is overwritten twice a second; elsewhere a line after LOG_AFTER_S, then at twice the time.
+    """
 
     def __init__(self, numbers: Mapping[str, int]) -> None:
         self._numbers = numbers
@@ -198,11 +229,16 @@ class Progress:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._shown = False
+        self._live = False
         self._fd = -1
 
-    def start(self, running: Running) -> None:
-        """Begin; RUNNING says which stage runs now."""
-        self._fd = os.dup(sys.stdout.fileno())  # pytest points the original elsewhere while a test runs
+    def start(self, running: Running, *, live: bool) -> None:
+        """Begin; RUNNING says which stage runs now, LIVE that lines can be overwritten."""
+        try:
+            self._fd = os.dup(sys.stdout.fileno())  # pytest points the original elsewhere while a test runs
+        except (OSError, ValueError, AttributeError):
+            return  # no file behind it: somebody collects what we print
+        self._live = live
         self._thread = threading.Thread(target=self._run, args=(running,), name="gpu-discovery-progress", daemon=True)
         self._thread.start()
 
@@ -222,16 +258,22 @@ class Progress:
                 os.write(self._fd, b"\r\x1b[K")
 
     def _run(self, running: Running) -> None:
+        said, due = 0.0, LOG_AFTER_S
         while not self._stop.wait(TICK_S):
             now = running()
             if now is None:
                 continue
             name, begun, deadline = now
+            if begun != said:
+                said, due = begun, LOG_AFTER_S
             elapsed = time.time() - begun
-            if elapsed < SHOW_PROGRESS_AFTER_S:
+            if elapsed < (SHOW_PROGRESS_AFTER_S if self._live else due):
                 continue
+            due *= 2
             text = f"{wording.label(self._numbers.get(name, 0), name)}  {elapsed:.0f} s of {deadline:g} s"
-            with self._lock:
+            if elapsed > deadline:
+                text += ": stopping it, keeping evidence"
+            with self._lock, contextlib.suppress(OSError):  # a log that takes no more must not end the thread loudly
                 if not self._stop.is_set():
-                    self._shown = True
-                    os.write(self._fd, b"\r\x1b[K" + text.encode())
+                    self._shown = self._live
+                    os.write(self._fd, b"\r\x1b[K" + text.encode() if self._live else f"... {text}\n".encode())

@@ -66,6 +66,7 @@ def _ours(directory: int, name: str) -> bool:
 def texts(verdict: Verdict) -> Iterator[tuple[str, str]]:
     """Yield the name and the text of every file."""
     taken: set[str] = set()
+    simulated = verdict.simulated is not None
     for record in verdict.stages:
         evidence = record.evidence if isinstance(record.evidence, Mapping) else {}
         for probe, value in evidence.items():
@@ -75,7 +76,18 @@ def texts(verdict: Verdict) -> Iterator[tuple[str, str]]:
                 return
             name = _name(record.name, str(probe), taken)
             taken.add(name)
-            yield name, clip("\n".join(_lines(record, str(probe), value, verdict)), WHOLE)
+            yield (
+                name,
+                clip("\n".join(_lines(record, str(probe), value, simulated=simulated)), WHOLE),
+            )
+
+
+def of_record(record: StageRecord, simulated: bool = False) -> Iterator[str]:
+    """Yield the text of every file about RECORD."""
+    evidence = record.evidence if isinstance(record.evidence, Mapping) else {}
+    for probe, value in evidence.items():
+        if not (isinstance(value, Mapping) and value.get("ending") == TRIVIAL):
+            yield clip("\n".join(_lines(record, str(probe), value, simulated=simulated)), WHOLE)
 
 
 def _name(stage: str, probe: str, taken: set[str]) -> str:
@@ -92,9 +104,9 @@ def stem(name: str) -> str:
     return UNSAFE.sub("_", name[:200]).strip(".-")[:40] or "unnamed"
 
 
-def _lines(record: StageRecord, probe: str, value: object, verdict: Verdict) -> Iterator[str]:
+def _lines(record: StageRecord, probe: str, value: object, *, simulated: bool) -> Iterator[str]:
     yield MAGIC
-    if verdict.simulated is not None:
+    if simulated:
         yield "SIMULATED: this says nothing about a real machine"
     yield _line("stage", record.name)
     yield _line("probe", probe)

@@ -9,6 +9,7 @@ from pytest_gpudiscovery.reports.atomic import replace
 from pytest_gpudiscovery.reports.html_first import banner, first, hero
 from pytest_gpudiscovery.reports.html_gpus import gpus
 from pytest_gpudiscovery.reports.html_ladder import ladder
+from pytest_gpudiscovery.reports.html_libraries import libraries
 from pytest_gpudiscovery.reports.html_stages import stages
 from pytest_gpudiscovery.reports.html_story import Story, tell
 from pytest_gpudiscovery.reports.html_style import SCRIPT, STYLE, policy
@@ -16,7 +17,14 @@ from pytest_gpudiscovery.reports.html_text import Html, Paper, el, join
 from pytest_gpudiscovery.reports.html_timeline import timeline
 
 NAME = "report.html"
-LINKS = (("stages", "Stages"), ("timeline", "Timeline"), ("gpus", "GPUs"), ("checks", "Checks"), ("context", "Context"))
+LINKS = (
+    ("stages", "Stages"),
+    ("timeline", "Timeline"),
+    ("gpus", "GPUs"),
+    ("libraries", "Libraries"),
+    ("checks", "Checks"),
+    ("context", "Context"),
+)
 
 
 def write(directory: str, verdict: Verdict) -> None:
@@ -54,6 +62,7 @@ def _body(verdict: Verdict, story: Story, paper: Paper) -> Html:
         "stages": ladder(verdict, paper),
         "timeline": timeline(verdict, paper),
         "gpus": gpus(verdict, paper),
+        "libraries": libraries(verdict, paper),
         "context": _context(verdict, paper),
         "checks": stages(verdict, story, paper),
     }
@@ -86,11 +95,11 @@ def _context(verdict: Verdict, paper: Paper) -> Html:
         if isinstance(item, dict)
     ]
     notes, cut = paper.rows(verdict.notes, 100)
-    more = (
-        ("Library closures", verdict.closures),
-        ("Fat binaries", verdict.fatbins),
-        ("Comparison", verdict.comparison),
-    )
+    # Closures and fat binaries of a shape that `libraries` does not know are still shown.
+    odd = [
+        item for item in (*verdict.closures, *verdict.fatbins) if not isinstance(item, dict) or "directory" not in item
+    ]
+    more = (("Libraries", odd), ("Comparison", verdict.comparison))
     return el(
         "section",
         el("h2", "Context", id="context"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import posixpath
+from collections.abc import Mapping, Sequence
 
 from pytest_gpudiscovery.model import Check, CheckOutcome, Verdict
 from pytest_gpudiscovery.reports.html_first import gpu_name
@@ -22,7 +23,19 @@ NAMES = {
     "ggml": "ggml",
     "ollama": "Ollama",
 }
-ALIASES = {"total_memory": "memory", "model": "name", "address": "pci"}
+ALIASES = {"total_memory": "memory", "memory_total": "memory", "memory_free": "free", "model": "name", "address": "pci"}
+# What ggml calls otherwise than all others: its `name` is CUDA0, the GPU's is the description.
+GGML = {"name": "ggml_name", "description": "name", "id": "uuid", "device_id": "pci"}
+# How a probe looked, not what it saw; shown only when it is not as usual.
+USUAL: Mapping[str, tuple[object, ...]] = {
+    "lacks": ([], None),
+    "sound": (True,),
+    "left_alone": (False,),
+    "overflow": (0,),
+    "layout": ("ollama",),
+}
+HIDDEN = ("written",)
+PER_DIRECTORY = ("runtime", "ggml", "ollama")  # each GPU directory brings a library of its own, with its own answer
 FIRST = ("name", "pci", "uuid", "cc", "memory", "sm_count", "ordinal", "index", "minor", "mig", "ecc")
 TITLES = {
     "pci": "PCI address",
@@ -44,7 +57,8 @@ def gpus(verdict: Verdict, paper: Paper) -> Html:
     kept, cut = paper.rows(verdict.gpus, GPUS)
     entries = [gpu if isinstance(gpu, dict) else {} for gpu in kept]
     asked = set().union(*(_views(gpu) for gpu in entries))
-    sources = [*(name for name in VIEWS if name in asked), *sorted(asked.difference(VIEWS))][:SOURCES]
+    known = {name: index for index, name in enumerate(VIEWS)}
+    sources = sorted(asked, key=lambda name: (known.get(_source(name)[0], len(VIEWS)), name))[:SOURCES]
     complaints = _by_subject(verdict)
     parts = [_gpu(gpu, sources, complaints, paper, len(kept)) for gpu in entries]
     return el(
@@ -60,17 +74,44 @@ def gpus(verdict: Verdict, paper: Paper) -> Html:
 
 
 def _views(gpu: Mapping[str, object]) -> Mapping[str, object]:
+    """Return what each source says; "ggml (cuda_v12, cuda_v13)" where directories of one source say the same."""
     views = gpu.get("views")
-    return {str(name): view for name, view in views.items()} if isinstance(views, Mapping) else {}
+    found: dict[str, object] = {}
+    for name, view in views.items() if isinstance(views, Mapping) else ():
+        inner = list(view.items())[:SOURCES] if isinstance(view, Mapping) else []
+        if name not in PER_DIRECTORY or not inner or not all(isinstance(item, Mapping) for _, item in inner):
+            found[str(name)] = view
+            continue
+        alike: list[tuple[dict[str, object], list[str]]] = []
+        for directory, item in inner:
+            flat = _flat(item, ggml=name == "ggml")
+            same = next((names for seen, names in alike if seen == flat), None)
+            if same is None:
+                alike.append((flat, [str(directory)]))
+            else:
+                same.append(str(directory))
+        for flat, names in alike:
+            short = [posixpath.basename(each) or each for each in names]
+            key = f"{name} ({', '.join(short)})"
+            found[f"{name} ({', '.join(names)})" if key in found else key] = flat
+    return found
+
+
+def _source(name: str) -> tuple[str, str]:
+    """Return "ggml" and " (cuda_v12)" of "ggml (cuda_v12)"."""
+    source, found, rest = name.partition(" (")
+    return source, f" ({rest}" if found else ""
 
 
 def _gpu(gpu: Mapping[str, object], sources: list[str], complaints: Complaints, paper: Paper, count: int) -> Html:
     views = _views(gpu)
-    titles = {name: NAMES.get(name) or paper.text(name, 40) for name in sources}
+    titles = {name: _titled(name, paper) for name in sources}
     seen, lost = ([titles[name] for name in sources if (name in views) is there] for there in (True, False))
     by = join(
         (" · seen by ", _listed(seen) if seen else "no source", join(("; not by ", _listed(lost))) if lost else "")
     )
+    if len(sources) > 1 and not lost:
+        by = join((f" · seen by all {len(sources)} sources",))
     wrong = complaints.get(f"gpu:{gpu.get('pci')}", [])
     worst = BAD if any(check.outcome is CheckOutcome.FAILED for _, check in wrong) else WARN if wrong else PASSED
     word = {BAD: "does not fit", WARN: "with warnings", PASSED: "no complaint"}[worst]
@@ -83,6 +124,11 @@ def _gpu(gpu: Mapping[str, object], sources: list[str], complaints: Complaints, 
         open=worst != PASSED or count < FOLD_FROM,
         class_=edge(worst),
     )
+
+
+def _titled(name: str, paper: Paper) -> Html:
+    source, rest = _source(name)
+    return join((NAMES.get(source) or paper.text(source, 40), paper.text(rest, 80)))
 
 
 def _by_subject(verdict: Verdict) -> Complaints:
@@ -111,7 +157,7 @@ def _complaints(wrong: list[tuple[str, Check]], paper: Paper) -> Html:
     return join((el("ul", join(items), class_="plain") if items else Html(""), cut or Html("")))
 
 
-def _listed(titles: list[str]) -> Html:
+def _listed(titles: Sequence[str]) -> Html:
     return join(part for index, title in enumerate(titles) for part in ((", ", title) if index else (title,)))
 
 
@@ -136,10 +182,18 @@ def _table(titles: Mapping[str, str], views: Mapping[str, object], paper: Paper)
     return join((table, cut or Html("")))
 
 
-def _flat(view: object) -> dict[str, object]:
+def _flat(view: object, *, ggml: bool = False) -> dict[str, object]:
     if not isinstance(view, Mapping):
         return {"value": view}
-    return {ALIASES.get(str(key), str(key)): value for key, value in view.items()}
+    names = GGML if ggml else {}
+    found: dict[str, object] = {}
+    for key, value in view.items():
+        if key == "props" and ggml and isinstance(value, Mapping):
+            found |= {names.get(str(inner), str(inner)): item for inner, item in value.items()}
+        elif key not in HIDDEN:
+            name = names.get(str(key), str(key))
+            found[ALIASES.get(name, name)] = value
+    return {key: value for key, value in found.items() if value not in USUAL.get(key, ())}
 
 
 def _cell(key: str, name: str, view: Mapping[str, object], paper: Paper) -> Html:

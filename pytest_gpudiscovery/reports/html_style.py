@@ -89,7 +89,7 @@ th{font-weight:600;overflow-wrap:break-word}
 @media (min-width:821px){.fixed{table-layout:fixed}.checks th:nth-child(1){width:6.4rem}
 .checks th:nth-child(2){width:8.6rem}
 .checks th:nth-child(3){width:10rem}.checks th:nth-child(5){width:12%}.checks th:nth-child(6){width:22%}
-.views td:first-child{width:9.5rem}}
+.views td:first-child{width:9.5rem}.fatbins th:first-child{width:11rem}.fatbins th:nth-child(5){width:4rem}}
 thead th{color:var(--soft)}td.row,.nowrap{white-space:nowrap}
 details{border:1px solid var(--line);border-radius:8px;margin:8px 0;background:var(--ground)}
 details>summary{cursor:pointer;padding:9px 12px}details>.in{padding:0 14px 8px}
@@ -98,6 +98,9 @@ details.edge-bad,details.edge-warn,details.edge-open{border-left-width:5px;backg
 .finding{border-left:4px solid var(--line);padding:2px 0 2px 14px;margin:12px 0}.finding p{margin:5px 0}
 .finding.edge-bad,.finding.edge-warn,.finding.edge-open{background:none}
 .gpu{margin:14px 0}
+h4{font-size:1rem;margin:12px 0 4px}
+.tree ul{list-style:none;margin:0;padding:0 0 0 18px;border-left:1px solid var(--line)}.tree>ul{padding:0;border:0}
+.tree li{padding:3px 0}.aside{color:var(--soft);font-size:.92rem}
 footer{border-top:1px solid var(--line);margin-top:2.5rem;padding-top:14px;padding-bottom:20px;color:var(--soft)}
 @media (max-width:820px){
 header,main,footer,.simulated,.hero{padding-left:14px;padding-right:14px}

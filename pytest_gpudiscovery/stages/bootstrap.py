@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pytest_gpudiscovery.model import Check, Kind, Outcome, StageRecord
-from pytest_gpudiscovery.stages import bootstrap_passes, bootstrap_verdict, protocol
+from pytest_gpudiscovery.stages import bootstrap_extra, bootstrap_passes, bootstrap_verdict, protocol
 from pytest_gpudiscovery.stages.backend import in_use
 from pytest_gpudiscovery.stages.bootstrap_hang import parts, unsafe
 from pytest_gpudiscovery.stages.identity import mapping, string
@@ -31,7 +31,7 @@ from pytest_gpudiscovery.stages.spec import (
 )
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending, Probe
 
-ROWS = ("P66", "P67", "P68", "P69", "P70", "P90", "P91", "P92", "P93", "P94", "P95")
+ROWS = ("P66", "P67", "P68", "P69", "P70", "P90", "P91", "P92", "P93", "P94", "P95", "P102")
 LAYOUT, SECOND = "layout", "second pass"
 LOOK_S = 6.0  # for the look at a child that hangs, and its end, beyond its own limit
 LAYOUT_S = 5.0
@@ -52,12 +52,8 @@ def plan(
     if LAYOUT not in results:
         here = posixpath.dirname(binary)
         servers = [lib, posixpath.normpath(f"{here}/../lib/ollama"), f"{here}/build/lib/ollama"]
-        request = {
-            "ask": "layout",
-            "lib": lib,
-            "servers": [f"{place}/llama-server" for place in dict.fromkeys(servers)],
-        }
-        return LAYOUT, _probe(context, request, LAYOUT_S)
+        places = [f"{place}/llama-server" for place in dict.fromkeys(servers)]
+        return LAYOUT, _probe(context, {"ask": "layout", "lib": lib, "servers": places}, LAYOUT_S)
     how = protocol_of(package, results)
     if how.era == protocol.SERVER_ITSELF or any(_stop(result) for result in results.values()):
         return None
@@ -72,15 +68,20 @@ def plan(
         if directory.name not in results:
             env = {**protocol.environment(how, context.env, package, directory), **LOGGED}
             dirs = [path for path in (lib, directory.path) if path]
-            return directory.name, _probe(context, {"ask": "one", "env": env, "dirs": dirs, **common}, limit + LOOK_S)
+            traced = {"trace": "loader"} if context.trace else {}
+            request: dict[str, Any] = {"ask": "one", "env": env, "dirs": dirs, **common, **traced}
+            return directory.name, _probe(context, request, limit + LOOK_S)
     children = bootstrap_passes.second(context.env, package, how, results)
-    if SECOND in results or not children:
-        return None
-    asked = [
-        {"name": child.name, "env": {**child.env, **LOGGED}, "dirs": [path for path in (lib, child.path) if path]}
-        for child in children
-    ]
-    return SECOND, _probe(context, {"ask": "several", "children": asked, **common}, limit + LOOK_S)
+    if SECOND not in results and children:
+        asked = [
+            {"name": child.name, "env": {**child.env, **LOGGED}, "dirs": [path for path in (lib, child.path) if path]}
+            for child in children
+        ]
+        return SECOND, _probe(context, {"ask": "several", "children": asked, **common}, limit + LOOK_S)
+    for name, more in bootstrap_extra.runs(context, package, how):
+        if name not in results:
+            return name, _probe(context, {"ask": "one", **common, **more}, limit + LOOK_S)
+    return None
 
 
 def server_of(results: Mapping[str, ChildResult]) -> Mapping[str, Any]:
@@ -132,9 +133,12 @@ def judge(given: StageInput) -> Judgement:
     checks = list(said.checks)
     if how.era == protocol.LLAMA_SERVER:
         checks.append(passed("P66", observed=server_of(given.results).get("path")))
+    checks += bootstrap_extra.judge(given, package, how)
     rows = {check.prerequisite for check in checks}
     others = [not_applicable(row, f"this Ollama is of era {how.era}") for row in ROWS if row not in rows]
-    return Judgement(in_order([*checks, *others]), said.summary, said.facts, outcome=_forced(given, passes, said))
+    facts = {**said.facts, **bootstrap_extra.facts(given, package, how)}
+    facts = {**said.facts, **bootstrap_extra.facts(given, package, how)}
+    return Judgement(in_order([*checks, *others]), said.summary, facts, outcome=_forced(given, passes, said))
 
 
 def _early(given: StageInput, package: Mapping[str, Any]) -> Judgement | None:

@@ -65,7 +65,9 @@ def devices_of(runs: Mapping[str, Facts], how: Protocol) -> list[Device]:
 
 
 def devices_in(name: str, run: Facts, how: Protocol) -> list[Device]:
-    """Return the devices that one child for directory NAME showed."""
+    """Return the devices that one child for directory NAME showed, [] where Ollama had given up by then."""
+    if (bootstrap_runner.number(run.get("seconds")) or 0.0) > protocol.FIRST_PASS_S:
+        return []
     if how.era == protocol.LLAMA_SERVER:
         return bootstrap_server.devices(name, run, how)
     return ollama_devices.of_info(name, run.get("devices"))
@@ -127,7 +129,8 @@ def _first(directory: Directory, run: Facts, how: Protocol, binary: str, preload
         why = bootstrap_server.why_none
     else:
         own = bootstrap_runner.judge(f"dir:{directory.name}", run, binary, preloaded, protocol.FIRST_PASS_S)
-        answered, dropped, why = isinstance(run.get("devices"), list), False, _why_none
+        answered = bootstrap_runner.failed(run, binary, preloaded, protocol.FIRST_PASS_S) is None
+        dropped, why = False, _why_none
     if not answered or not directory.is_cuda:
         return own
     found_in = devices_in(directory.name, run, how)

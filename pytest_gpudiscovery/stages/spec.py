@@ -25,6 +25,8 @@ class RunContext:
     candidate_path: str | None = None  # the Ollama that is about to be installed (--gpu-ollama-candidate)
     hints: tuple[tuple[str, str], ...] = ()  # (source, path) of binaries that the adopted service names
     allow_busy: bool = False
+    trace: bool = False  # --gpu-trace: a timeline of what Ollama's children open and touch
+    experiment: str | None = None  # --gpu-experiment: "preload"
     scale: float = 1.0  # factor on every deadline
     deadlines: Mapping[str, float] = field(default_factory=dict)  # stage -> seconds, from the command line
     run_dir: str = ""  # private directory of this run

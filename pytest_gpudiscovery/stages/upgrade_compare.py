@@ -5,6 +5,7 @@ The answer is one sentence: "safe to upgrade to 0.32.15", or what is lost and wh
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import posixpath
@@ -142,22 +143,19 @@ def _gpus(old: Side, new: Side) -> Check:
         "count": len(lost),
         "reason": reason.summary if reason else "its discovery does not show it",
         "detail": reason.detail if reason else "",
-        "command": reason.next if reason else "ollama serve",
         "installed": old.version,
     }
     expected, observed = [_name(gpu) for gpu in old.gpus or ()], [_name(gpu) for gpu in mine]
+    cause = "upgrade.loses_gpu" if lost else "upgrade.some_gpus" if mine else "upgrade.no_gpu"
+    if not lost and mine and reason is None:
+        return passed("P98", subject=SUBJECT, reason=f"{len(mine)} GPU(s) kept", observed=observed)
     evidence = reason.evidence if reason else None
-    if lost:
-        return found(
-            "upgrade.loses_gpu", facts, subject=SUBJECT, expected=expected, observed=observed, evidence=evidence
-        )
-    if not mine:
-        return found("upgrade.no_gpu", facts, subject=SUBJECT, expected="a GPU", observed=observed, evidence=evidence)
-    if reason is not None:
-        return found(
-            "upgrade.some_gpus", facts, subject=SUBJECT, expected=expected, observed=observed, evidence=evidence
-        )
-    return passed("P98", subject=SUBJECT, reason=f"{len(mine)} GPU(s) kept", observed=observed)
+    check = found(cause, facts, subject=SUBJECT, expected=expected, observed=observed, evidence=evidence)
+    if reason is None or check.finding is None:
+        return check
+    # What to do next about the candidate is what its own blocking finding says.
+    nearer = dataclasses.replace(check.finding, next=reason.next, action=reason.action)
+    return dataclasses.replace(check, finding=nearer)
 
 
 def _in_place(new: Side, mix: Side | None, stale: list[str]) -> Check:

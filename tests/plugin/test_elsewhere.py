@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+from html import unescape
 from pathlib import Path
 from xml.etree import ElementTree
+
+import pytest
 
 from tests.plugin.conftest import Runner
 
@@ -79,3 +84,43 @@ def test_junit_says_what_failed_in_lines(gate: Runner) -> None:
     assert failures
     assert all(text.startswith("06 driver: ") and "\n   next      : " in text for text in failures)
     assert not [text for text in failures if "Traceback" in text or ".py:" in text]
+
+
+def test_pytest_html_has_one_row_per_stage_in_order(gate: Runner) -> None:
+    plugins = ("pytest_timeout", "pytest_metadata.plugin", "pytest_html.plugin")
+    asked = ("--html", "pytest.html", "--self-contained-html", "--gpu-until", "enumeration")
+    ended = gate(*asked, stages="driver=fail", plugins=plugins)
+    page = (ended.directory / "pytest.html").read_text(encoding="utf-8")
+    (blob,) = re.findall(r'data-jsonblob="([^"]*)"', page)
+    data = json.loads(unescape(blob))
+    rows = [row["resultsTableRow"] for tests in data["tests"].values() for row in tests]
+    shown = [re.sub("<[^>]*>", "", " | ".join(row[:3])) for row in rows]
+    assert [text.split(" | ")[1][:2] for text in shown] == sorted(text.split(" | ")[1][:2] for text in shown)
+    assert any(text.startswith("Failed | 06 driver | ") for text in shown)
+    assert "Not reached | 07 enumeration | because of 06 driver" in shown
+    assert data["initialSort"] == "original"
+    assert "BLOCKED" in page[: page.index("data-jsonblob")] + page[page.index("<h2>Summary") :]
+
+
+UNSHARE = ("unshare", "--user", "--map-root-user", "--mount")
+
+
+@pytest.mark.skipif(
+    subprocess.run([*UNSHARE, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False).returncode
+    != 0,
+    reason="needs user and mount namespaces, for a full disk of its own",
+)
+def test_a_full_disk_is_said_and_changes_no_verdict(gate: Runner) -> None:
+    whole = gate("--gpu-until", "kernel")
+    report = whole.directory / "gpu-discovery-report"
+    sizes = {path.name: path.stat().st_size for path in report.iterdir()}
+    limit = (2 * sizes["verdict.json"] + sizes["report.html"]) // 2  # verdict.json and its successor, not the page
+    assert 2 * sizes["verdict.json"] < limit < sizes["report.html"]
+    script = f'mount -t tmpfs -o size={limit} none "$1" && shift && "$@"; code=$?; ls -A "$0"; exit $code'
+    full = gate(
+        command=[*UNSHARE, "sh", "-c", script, report.name, report.name, *gate.command("--gpu-until", "kernel")]
+    )
+    assert full.code == whole.code
+    assert full.out.count("gpu-discovery: READY") == 1
+    assert "the html report could not be written: [Errno 28] No space left on device" in full.out
+    assert full.out.splitlines()[-1] == "verdict.json", "a half written file was left"

@@ -42,6 +42,8 @@ GOOD: dict[str, tuple[str, str, str]] = {
     "gpu_repeat": ("2", "3", "4"),
     "gpu_allow_busy": ("1", "0", "1"),
     "gpu_exit": ("nagios", "npd", "pytest"),
+    "gpu_trace": ("1", "0", "1"),
+    "gpu_experiment": ("preload", "preload", "preload"),
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from pytest_gpudiscovery.model import CheckOutcome, Outcome, State, Step, Verdict
+from pytest_gpudiscovery.model import CheckOutcome, Outcome, StageRecord, State, Step, Verdict
 from pytest_gpudiscovery.stages.spec import found
 from tests.reports.parts import not_reached, record, stuck_child, verdict
 
@@ -59,7 +59,12 @@ def hostile(text: str = EVIL) -> Verdict:
     views = {"nvml": {text: text, "name": text, "memory": {text: text}}, text: {text: [text]}, "cuda": text}
     return verdict(
         State.BLOCKED,
-        [bad, *not_reached(bad, "enumeration"), dataclasses.replace(bad, outcome=Outcome.PASSED, name="driver")],
+        [
+            _loaded(bad, text),
+            bad,
+            *not_reached(bad, "enumeration"),
+            dataclasses.replace(bad, outcome=Outcome.PASSED, name="driver"),
+        ],
         blockers=(),
         tool={"name": text, "version": text},
         started=text,
@@ -70,8 +75,50 @@ def hostile(text: str = EVIL) -> Verdict:
         context={"as": text, "uid": text, text: text, "not_adopted": [{"what": text, "why": text}, text]},
         profile={text: text},
         gpus=({"pci": text, "uuid": text, "mig": text, "views": views}, {"pci": text, "views": {}}),
-        closures=({text: text},),
-        fatbins=(text,),
+        closures=({text: text}, _closure(text)),
+        fatbins=(text, _fatbin(text)),
         comparison={text: text},
         notes=(text,),
     )
+
+
+def _closure(text: str) -> dict[str, object]:
+    name = {"name": text, "requester": "", "path": text, "rule": text, "shadows": [text]}
+    return {
+        "directory": text,
+        "model": "child",
+        "outcome": text,
+        "message": text,
+        "loader": {"glibc": text},
+        "symbols_checked": text,
+        "problems": [{"kind": text, "text": text}, {"kind": text, "text": text, "follows": True}],
+        "names": [name, {**name, "requester": text.rpartition("/")[2]}, {**name, "path": None}],
+        "objects": [{"path": text, "size": text, "outside": True, "may_block": True}],
+    }
+
+
+def _fatbin(text: str) -> dict[str, object]:
+    verdict = {"how": text, "reason": text, "needs_cuda": [text, text]}
+    targets = [f"sm_{text}", f"compute_{text}", text]
+    told = [{"verdict": verdict, "driver_floor": text}]
+    return {
+        "directory": text,
+        "path": f"{text}/libggml-cuda.so",
+        "targets": targets,
+        "verdicts": told,
+        "containers": text,
+    }
+
+
+def _loaded(bad: StageRecord, text: str) -> StageRecord:
+    """Stage 10 with facts of TEXT, and a check about the directory called so."""
+    load = {
+        "directory": text,
+        "seconds": text,
+        "error": text,
+        "differences": [text],
+        "agrees": False,
+        "storage": {text: 1},
+    }
+    check = dataclasses.replace(bad.checks[0], subject=f"dir:{text}")
+    return dataclasses.replace(bad, name="load", facts={"loads": [load, text]}, checks=(check,), evidence=None)

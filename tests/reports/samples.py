@@ -10,6 +10,7 @@ from pytest_gpudiscovery.stages.spec import found, passed, unknown
 from tests.reports.hostile import hostile
 from tests.reports.parts import (
     CUINIT,
+    LACKING,
     NAME,
     driver_passed,
     early,
@@ -158,7 +159,7 @@ def begun() -> Verdict:
     records = [
         record(name, Outcome.NOT_SELECTED, "nothing asked for it", 0.0, started=0.0)
         for name in stages.BUILT
-        if name != "closure"
+        if name not in ("closure", "load", "backend", *LACKING)
     ]
     return verdict(State.INCOMPLETE, [*records, *later()], gpus=(), host={}, versions={}, context={}, profile={})
 

@@ -1,0 +1,139 @@
+"""Write docs/runbook.md and docs/runbook/NN-STAGE.md from the catalogue of causes, so that they cannot drift from it.
+
+    python ci/runbook.py [--check]
+
+`--check` writes nothing and exits 1 when a page is not what the catalogue says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from pytest_gpudiscovery import stages
+from pytest_gpudiscovery.diagnosis.catalogue import DATA, Cause, causes
+from pytest_gpudiscovery.model import Kind, Severity
+from pytest_gpudiscovery.reports.html_story import ACTIONS
+
+ROOT = Path(__file__).resolve().parent.parent
+INDEX, PAGES = "docs/runbook.md", "docs/runbook"
+GENERATED = "<!-- Written by ci/runbook.py from pytest_gpudiscovery/diagnosis/data; edit that, not this. -->"
+FIELD = re.compile(r"\{(\w+)[^{}]*\}")
+SEVERITIES = {Severity.BLOCKER: "blocks", Severity.WARNING: "warns", Severity.NOTE: "is noted"}
+
+
+def pages() -> dict[str, str]:
+    """Return every page by its path under the repository."""
+    table = stages.table()
+    by_stage = {name: _of(name) for name in table}
+    rows = json.loads((DATA / "prerequisites.json").read_text(encoding="utf-8"))
+    found = {INDEX: "\n".join(_index(by_stage)) + "\n"}
+    for name, spec in table.items():
+        if by_stage[name]:
+            asserted = [row for row in rows if row["stage"] == name]
+            text = "\n".join(_page(f"{spec.number:02d} {name}", spec.deadline_s, asserted, by_stage[name]))
+            found[f"{PAGES}/{spec.number:02d}-{name}.md"] = text + "\n"
+    return found
+
+
+def _of(stage: str) -> list[Cause]:
+    """Return the causes that STAGE can name, the ones nearest to the root first."""
+    return sorted((cause for cause in causes().values() if stage in cause.stages), key=lambda cause: cause.rank)
+
+
+def _index(by_stage: dict[str, list[Cause]]) -> Iterator[str]:
+    yield from (GENERATED, "", "# Runbook", "")
+    yield from _text(
+        "The last line of a run names the stage that blocks: `gpu-discovery: BLOCKED at 06 driver: ...`. Its page has "
+        "every cause that this stage can name, with the next command and what that command does to the host. The id of "
+        "a cause (`driver.cuinit.hang`) is in verdict.json (`blockers[0].cause`), report.html, JUnit and Allure. What "
+        "stands as `<name>` or `name` is filled in for the host by the report."
+    )
+    yield "| stage | causes that block | others |"
+    yield "|---|---|---|"
+    for name, found in by_stage.items():
+        number = stages.NAMES.index(name) + 1
+        if found:
+            blocking = sum(cause.severity is Severity.BLOCKER for cause in found)
+            link = f"[{number:02d} {name}](runbook/{number:02d}-{name}.md)"
+            yield f"| {link} | {blocking} | {len(found) - blocking} |"
+    yield ""
+    yield from _text(
+        "Before anything destructive: keep the report directory (`verdict.json`, `report.html`, `evidence/`). It holds "
+        "the stacks and the state of what hung, and a reboot or a GPU reset ends that."
+    )
+
+
+def _text(paragraph: str) -> Iterator[str]:
+    yield from textwrap.wrap(paragraph, 118, break_on_hyphens=False, break_long_words=False)
+    yield ""
+
+
+def _page(title: str, deadline: float, rows: list[dict[str, str]], found: list[Cause]) -> Iterator[str]:
+    yield from (GENERATED, "", f"# {title}", "")
+    yield f"Deadline {deadline:g} s unless set by `--gpu-stage-timeout`. It asserts:"
+    yield ""
+    for row in rows:
+        what = "" if row["kind"] == Kind.BLOCKING.value else f" ({row['kind']}: it cannot block)"
+        yield f"* {row['id']}: {_prose(row['title'])}{what}"
+    yield from ("", "The other pages: [runbook](../runbook.md).")
+    for cause in found:
+        yield from ("", f"## `{cause.id}`", "")
+        yield f"**{_prose(cause.summary)}** ({cause.prerequisite}, {SEVERITIES[cause.severity]})"
+        yield from ("", _prose(cause.explanation))
+        if cause.explained_by:
+            names = ", ".join(f"`{name}{'*' if name.endswith('.') else ''}`" for name in cause.explained_by)
+            yield from ("", f"A consequence, where one of these was found too: {names}.")
+        if cause.next:
+            yield from ("", f"Next ({cause.action.value}: {ACTIONS[cause.action]}):", "", "```")
+            yield FIELD.sub(r"<\1>", cause.next).replace("{{", "{").replace("}}", "}")
+            yield "```"
+        links = [source for source in cause.sources if source.startswith("https://")]
+        others = [source for source in cause.sources if source not in links]
+        if links or others:
+            told = [f"<{link}>" for link in links] + [f"`{other}`" for other in others]
+            yield from ("", f"Sources: {', '.join(told)}")
+
+
+def _prose(template: str) -> str:
+    """Return a template of the catalogue as Markdown: its fields as code, nothing else read as markup."""
+    parts = FIELD.split(template)
+    texts = [re.sub(r"([\\`*_\[\]<>|])", r"\\\1", part.replace("{{", "{").replace("}}", "}")) for part in parts[::2]]
+    fields = [f"`{name}`" for name in parts[1::2]]
+    woven = [texts[0]]
+    for field, text in zip(fields, texts[1:], strict=True):
+        woven += [field, text]
+    return "".join(woven).strip()
+
+
+def main() -> int:
+    """Write the pages, or say which are not current."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing, exit 1 when something would change")
+    check = parser.parse_args().check
+    wanted = pages()
+    there = {str(path.relative_to(ROOT)) for path in (ROOT / PAGES).glob("*.md")}
+    stale = sorted(there - wanted.keys())
+    for name, text in wanted.items():
+        path = ROOT / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            stale.append(name)
+            if not check:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(text, encoding="utf-8")
+    if not check:
+        for name in there - wanted.keys():
+            (ROOT / name).unlink()
+    print("\n".join(stale) or "the runbook is current")
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
