@@ -43,12 +43,12 @@ REFUSED = 125  # probes/boot.py
 def run(probe: Probe, *, extra: Path | None = None) -> ChildResult:
     """Run PROBE in its own process and say what became of it.
 
-    EXTRA is a directory with further probe modules. Never raises for what the child or the host does; raises
-    TypeError or ValueError for a request that is not JSON, and lets KeyboardInterrupt and SystemExit through after
-    the child was killed.
+    EXTRA is a directory with further probe modules, by default the probe's own. Never raises for what the child or the
+    host does; raises TypeError or ValueError for a request that is not JSON, and lets KeyboardInterrupt and SystemExit
+    through after the child was killed.
     """
     reaper.reap()
-    return _supervise(probe, extra=extra)
+    return _supervise(probe, extra=extra or (Path(probe.directory) if probe.directory else None))
 
 
 def _supervise(probe: Probe, *, extra: Path | None = None, inner: bool = False) -> ChildResult:

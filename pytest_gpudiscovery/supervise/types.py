@@ -49,7 +49,11 @@ class Setup:
 
 @dataclass(frozen=True)
 class Probe:
-    """One probe to run: module `pytest_gpudiscovery.probes.NAME`, its request, its world, its deadline."""
+    """One probe to run: module `pytest_gpudiscovery.probes.NAME`, its request, its world, its deadline.
+
+    A stage of another plugin brings probes of its own: every module in its `directory` travels to the child as if it
+    were one of ours, so none may have the name of one of ours.
+    """
 
     module: str  # short name, e.g. "driver"
     request: Mapping[str, Any]
@@ -58,6 +62,7 @@ class Probe:
     cwd: str = "/"
     setup: Setup = Setup()
     site: bool = False  # True: the child may import installed packages (second witnesses only)
+    directory: str = ""  # where the module is, when it is not one of ours
 
 
 @dataclass(frozen=True)
