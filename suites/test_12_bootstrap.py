@@ -60,3 +60,8 @@ def test_there_is_time_left(discovery_stage: StageUnderTest) -> None:
 def test_the_gate_and_ollama_agree(discovery_stage: StageUnderTest) -> None:
     """No stage before says that a GPU cannot be used which Ollama uses."""
     discovery_stage.meets("P95")
+
+
+def test_what_preloading_the_backend_changes(discovery_stage: StageUnderTest) -> None:
+    """With --gpu-experiment preload: what the forced backend changes is said; it never blocks."""
+    discovery_stage.meets("P102")

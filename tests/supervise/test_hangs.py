@@ -94,7 +94,7 @@ def test_daemon_of_an_ended_child_is_killed_without_waiting_for_it(how: str) -> 
 
 def test_evidence_has_its_documented_shape() -> None:
     evidence = hang("signals").evidence
-    assert set(evidence) == {"at_deadline", "activity", "forensics", "blocked_in"}
+    assert set(evidence) == {"at_deadline", "activity", "forensics", "blocked_in", "deadline_s"}
     assert evidence["at_deadline"]["more_threads"] == 0
     main = evidence["at_deadline"]["threads"][0]
     assert main["tid"] == evidence["at_deadline"]["pid"]
