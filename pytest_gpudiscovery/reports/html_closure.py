@@ -12,6 +12,7 @@ from pytest_gpudiscovery.reports.html_values import finite
 Facts = Mapping[str, object]
 PROBLEMS, NODES, DEPTH = 40, 400, 12
 MIB = 1 << 20
+KINDS = ("file", "version", "isa", "symbol", "relocation", "preload", "process")  # loader.closure.Problem
 
 
 def problems(closure: Facts | None, paper: Paper) -> Html | None:
@@ -23,7 +24,12 @@ def problems(closure: Facts | None, paper: Paper) -> Html | None:
     if not kept:
         return None
     items = [
-        el("li", mark(BAD, str(item.get("kind") or "problem")[:40]), " ", el("code", paper.text(item.get("text"), 600)))
+        el(
+            "li",
+            mark(BAD, str(item["kind"]) if item.get("kind") in KINDS else "problem"),
+            " ",
+            el("code", paper.text(item.get("text"), 600)),
+        )
         for item in kept
     ]
     follow = f"{len(found) - len(direct)} more follow from these." if len(found) > len(direct) else None

@@ -253,7 +253,8 @@ def _when(record: StageRecord) -> Iterator[Fact]:
         passed = clock((finite(record.started) or 0) + (finite(record.deadline_s) or 0), date=False)
         yield Fact("Since", f"{begun}; the {deadline} passed at {passed or '?'}")
     else:
-        yield Fact("Since", f"{begun}; ended after {seconds(record.duration_s)}, {deadline}")
+        together = " for its probes together" if wording.several_probes(record) else ""
+        yield Fact("Since", f"{begun}; ended after {seconds(record.duration_s)}, {deadline}{together}")
 
 
 def _first_finding(record: StageRecord) -> Finding | None:

@@ -1,7 +1,8 @@
 """pytest-html (`--html`): the verdict above its table, one row per stage in order, with the reason and the evidence.
 
-pytest-html would list every item of the suites, the failed ones first, and call a stage that could not be reached
-"Skipped". Its hooks are given plain strings of markup, so everything is escaped here.
+pytest-html would list every item of the suites, the failed ones first. Its "Result" knows pytest's outcomes only, so
+the reason begins with the stage's own: a stage that was not reached says so beside pytest's "Skipped". Its hooks are
+given plain strings of markup, so everything is escaped here.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class Rows:
             return
         self._shown.add(record.name)
         paper = Paper(200_000)
-        cells[0] = el("td", wording.words(record.outcome).capitalize(), class_="col-result")
+        # cells[0] stays: pytest-html filters by it, and its script stops at a result that it does not know.
         cells[1] = el("td", paper.text(label(record.name), 80), class_="col-testId")
         cells[2] = el("td", seconds(record.duration_s), class_="col-duration")
         cells.insert(REASON, el("td", paper.text(self._reason(record), 300)))
@@ -96,12 +97,13 @@ class Rows:
         return self._records().get(name)
 
     def _reason(self, record: StageRecord) -> str:
+        words = wording.words(record.outcome)
         if record.blocked_by is not None:
-            return f"because of {label(record.blocked_by)}"
-        return record.summary
+            return f"{words}, because of {label(record.blocked_by)}"
+        return f"{words}: {record.summary}"
 
     def _unfolded(self, record: StageRecord, paper: Paper) -> Html:
-        parts = []
+        parts = [] if record.checks else [paper.text(wording.one_line(record.summary), 400)]
         if not record.outcome.lets_others_run and record.blocked_by is None:
             parts.append(paper.block(wording.failure_block(record, NUMBERS), 6_000))
         for check in record.checks[:200]:

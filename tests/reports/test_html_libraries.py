@@ -58,7 +58,8 @@ def text_of(page: str) -> str:
 def with_libraries(*stages: StageRecord, **changes: Any) -> str:
     """Return the page of a host with CLOSURE and FATBIN."""
     verdict: Verdict = samples.healthy()
-    found = (*verdict.stages, *stages)
+    added = {stage.name for stage in stages}
+    found = (*(stage for stage in verdict.stages if stage.name not in added), *stages)
     return html.render(dataclasses.replace(verdict, closures=(CLOSURE,), fatbins=(FATBIN,), stages=found, **changes))
 
 
