@@ -60,3 +60,8 @@ def test_there_is_time_left(discovery_stage: StageUnderTest) -> None:
 def test_the_gate_and_ollama_agree(discovery_stage: StageUnderTest) -> None:
     """No stage before says that a GPU cannot be used which Ollama uses."""
     discovery_stage.meets("P95")
+
+
+def test_a_preloaded_backend_changes_nothing(discovery_stage: StageUnderTest) -> None:
+    """Only with --gpu-experiment preload: the child shows the same when its backend was loaded before it started."""
+    discovery_stage.meets("P102")
