@@ -62,6 +62,6 @@ def test_the_gate_and_ollama_agree(discovery_stage: StageUnderTest) -> None:
     discovery_stage.meets("P95")
 
 
-def test_what_preloading_the_backend_changes(discovery_stage: StageUnderTest) -> None:
-    """With --gpu-experiment preload: what the forced backend changes is said; it never blocks."""
+def test_a_preloaded_backend_changes_nothing(discovery_stage: StageUnderTest) -> None:
+    """Only with --gpu-experiment preload: the child shows the same when its backend was loaded before it started."""
     discovery_stage.meets("P102")

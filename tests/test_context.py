@@ -78,6 +78,8 @@ def test_an_environment_file_is_adopted(tmp_path: Path) -> None:
         (Settings(ollama="/no/such/path"), "--gpu-ollama=/no/such/path: expected an ollama binary"),
         (Settings(ollama="/etc/passwd"), "got no ELF file, script or archive"),
         (Settings(profile="h200", until="driver"), "--gpu-until=driver ends before that stage"),
+        (Settings(trace=True, until="backend"), "--gpu-trace: bootstrap does it, and --gpu-until=backend ends before"),
+        (Settings(experiment="preload", until="load"), "--gpu-experiment: bootstrap does it"),
     ],
 )
 def test_what_cannot_be_used_is_one_line(settings: Settings, words: str, tmp_path: Path) -> None:

@@ -13,7 +13,16 @@ from pytest_gpudiscovery.model import Outcome, Severity, StageRecord
 from pytest_gpudiscovery.stages.spec import found
 from tests.fakes import record
 
-NUMBERS = {"service": 2, "kernel": 4, "nvml": 5, "driver": 6, "enumeration": 7, "runtime": 8}
+NUMBERS = {
+    "service": 2,
+    "kernel": 4,
+    "nvml": 5,
+    "driver": 6,
+    "enumeration": 7,
+    "runtime": 8,
+    "bootstrap": 12,
+    "serve": 13,
+}
 
 
 def failed(name: str, *causes: str, **changes: Any) -> StageRecord:
@@ -61,3 +70,35 @@ def test_the_order_of_records_and_checks_changes_nothing(data: st.DataObject) ->
     assert resolve(records, NUMBERS) == resolve(data.draw(st.permutations(shuffled)), NUMBERS)
     blocking = [cause for cause in chosen if found(cause).outcome.value == "failed"]
     assert bool(resolve(records, NUMBERS)) == bool(blocking)
+
+
+def test_what_ollamas_children_meet_is_the_consequence_of_what_failed_before() -> None:
+    (blocker,) = resolve(
+        [
+            failed("bootstrap", "bootstrap.gpus.none"),
+            failed("driver", "driver.cuinit.802"),
+            failed("serve", "serve.cpu"),
+        ],
+        NUMBERS,
+    )
+    assert (blocker.stage, blocker.cause) == ("driver", "driver.cuinit.802")
+    assert set(blocker.consequences) == {"bootstrap.gpus.none", "serve.cpu"}
+
+
+def test_what_only_warned_before_explains_nothing_that_its_own_entry_does_not_name() -> None:
+    (blocker,) = resolve([warned("driver", "driver.cuinit.slow"), failed("bootstrap", "bootstrap.gpus.none")], NUMBERS)
+    assert (blocker.stage, blocker.cause) == ("bootstrap", "bootstrap.gpus.none")
+
+
+def test_where_ollama_sees_every_gpu_that_comes_first_and_the_failures_before_stand_under_it() -> None:
+    before = failed("driver", "driver.cuinit.802", required=False)
+    (blocker,) = resolve([before, warned("bootstrap", "gate.disagrees")], NUMBERS)
+    assert (blocker.stage, blocker.cause) == ("bootstrap", "gate.disagrees")
+    assert blocker.consequences == ("driver.cuinit.802",)
+
+
+def test_ollama_overrules_no_stage_that_is_required_and_none_that_comes_later() -> None:
+    before, later = failed("driver", "driver.cuinit.802"), failed("serve", "serve.cpu_alone", required=False)
+    blockers = resolve([before, warned("bootstrap", "gate.disagrees"), later], NUMBERS)
+    assert blockers[0].cause == "driver.cuinit.802"
+    assert "gate.disagrees" not in [blocker.cause for blocker in blockers]

@@ -63,7 +63,7 @@ def plan(
             continue
         result = results[name]
         seen = {**result.observed, **mapping(result.answer)}
-        devices = second_pass.devices(seen, driver, string(package.get("version")), context.env, set(busy))
+        devices = second_pass.devices(seen, driver, string(package.get("version")), set(busy))
         if result.ending is Ending.ANSWERED and devices:
             return SECOND + name, _probe(context, {"ask": "second", "backend": backend, "devices": devices}, env)
     return None

@@ -21,9 +21,6 @@ FIRST_PASS_S = 30.0  # for each directory: v0.16.3:discover/runner.go:85-114, v0
 SECOND_PASS_S = 30.0  # for all devices of all directories: v0.16.3:discover/runner.go:125
 NATIVE_S = 15.0  # v0.32.15:discover/native_probe.go:23
 SHARED_START = (0, 12, 7)  # from then on llm.StartRunner composes the path: v0.12.7:llm/server.go:332
-VULKAN_FIRST = (0, 12, 11)  # before, OLLAMA_VULKAN did not exist: v0.12.11:discover/runner.go
-FALSE = ("0", "f", "F", "false", "FALSE", "False")  # strconv.ParseBool; what that refuses is true (envconfig)
-JETPACK = "cuda_jetpack"
 
 
 @dataclass(frozen=True)
@@ -79,7 +76,7 @@ class Directory:
         return self.backend is not None
 
 
-def directories(package: Mapping[str, Any], env: Mapping[str, str], protocol: Protocol) -> list[Directory]:
+def directories(package: Mapping[str, Any], env: Mapping[str, str]) -> list[Directory]:
     """Return the directories that this Ollama does not skip; one without a path when its glob matched nothing."""
     lib = string(package.get("lib_dir"))
     entries = [entry for entry in objects(package.get("gpu_dirs")) if string(entry.get("path"))]
@@ -91,17 +88,8 @@ def directories(package: Mapping[str, Any], env: Mapping[str, str], protocol: Pr
     return [
         Directory(str(entry.get("name")), str(entry["path"]), string(entry.get("backend")))
         for entry in below
-        if _wanted(entry, env, protocol)
+        if kept(entry, env)
     ]
-
-
-def _wanted(entry: Mapping[str, Any], env: Mapping[str, str], protocol: Protocol) -> bool:
-    name = posixpath.basename(str(entry["path"]))
-    if "vulkan" in name and protocol.at_least(VULKAN_FIRST):
-        asked = env.get("OLLAMA_VULKAN", "").strip().strip("\"'")
-        if asked in FALSE or (not asked and protocol.era != LLAMA_SERVER):
-            return False
-    return kept({**entry, "name": name}, env)
 
 
 def environment(
@@ -127,7 +115,7 @@ def environment(
         return found
     if protocol.number is not None and protocol.number < SHARED_START:
         # v0.12.4:discover/runner.go:438-446
-        rocm = [str(path) for path in (package.get("rocm_dir"),) if path]
+        rocm = [str(entry["path"]) for entry in objects(package.get("gpu_dirs")) if entry.get("name") == "rocm"]
         found["LD_LIBRARY_PATH"] = ":".join([lib, *own, *rocm, *rest])
     else:
         found["LD_LIBRARY_PATH"] = ":".join([*own, *rest])  # v0.16.3:llm/server.go:364-368

@@ -37,25 +37,21 @@ def filter_of(version: str | None) -> str:
     return NONE if (0, 12, 10) <= number < (0, 13, 1) else UUID
 
 
-def devices(
-    seen: Facts, driver: Facts, version: str | None, env: Mapping[str, str], busy: set[int]
-) -> list[dict[str, Any]]:
+def devices(seen: Facts, driver: Facts, version: str | None, busy: set[int]) -> list[dict[str, Any]]:
     """Return {"name", "env"} of each child, for the devices that the first pass SEEN and that nobody uses."""
     how = filter_of(version)
     if how == NONE or not integer(seen.get("count")):
         return []
     uuids = {integer(gpu.get("ordinal")): string(gpu.get("uuid")) for gpu in objects(driver.get("gpus"))}
-    tokens = [token.strip() for token in env.get("CUDA_VISIBLE_DEVICES", "").split(",") if token.strip()]
     asked = []
     for device in objects(seen.get("devices")):
         ordinal = integer(device.get("ordinal"))
         uuid = string(mapping(device.get("props")).get("id")) or uuids.get(ordinal)
         if ordinal is None or ordinal in busy or (how == UUID and uuid is None):
             continue
-        index = tokens[ordinal] if ordinal < len(tokens) else str(ordinal)
         variables = {"GGML_CUDA_INIT": "1"}
         if how != ALL:
-            variables["CUDA_VISIBLE_DEVICES"] = index if how == INDEX else str(uuid)
+            variables["CUDA_VISIBLE_DEVICES"] = str(ordinal if how == INDEX else uuid)
         asked.append({"name": f"device {ordinal}", "env": variables})
     return asked
 
