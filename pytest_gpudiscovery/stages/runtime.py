@@ -95,10 +95,11 @@ def plan(
     context: RunContext, prior: Mapping[str, StageRecord], results: Mapping[str, ChildResult]
 ) -> tuple[str, Probe] | None:
     """Ask one library after another, each in the environment that Ollama gives its child for that directory."""
-    if any(_stuck(result) for result in results.values()):
-        return None  # a second child may make a stuck driver worse
     package, driver = (mapping(prior[name].facts if name in prior else None) for name in ("package", "driver"))
-    for target in targets(package, driver):
+    asked = targets(package, driver)
+    if any(_stuck(result, asked) for result in results.values()):
+        return None  # a second child may make a stuck driver worse
+    for target in asked:
         if target.name in results:
             if target.path is None and _is_good(results[target.name], driver):
                 return None  # the system's libraries are alternatives: one that works is enough
@@ -117,9 +118,9 @@ def plan(
 
 
 def turns(_: RunContext, prior: Mapping[str, StageRecord]) -> int:
-    """Return how often the deadline may pass: for each directory, behind one whose constructor hangs too."""
+    """Return how often the deadline may pass: for each directory, or for each library of the system's."""
     package, driver = (mapping(prior[name].facts if name in prior else None) for name in ("package", "driver"))
-    return sum(target.path is not None for target in targets(package, driver))
+    return len(targets(package, driver))
 
 
 def _is_good(result: ChildResult, driver: Mapping[str, Any]) -> bool:
@@ -156,7 +157,7 @@ def judge(given: StageInput) -> Judgement:
     if asked[0].path is None and all(_failed(checks) for _, checks, _ in judged):
         judged = judged[:1]  # alternatives: the one that a program would take first stands for all
     good = [target.name for target, checks, _ in judged if target.kept and not _failed(checks)]
-    ended = [_forced(result) for result in given.results.values() if not (good and _passed_over(result))]
+    ended = [_forced(result) for result in given.results.values() if not (good and _passed_over(result, asked))]
     forced = next((outcome for outcome in ended if outcome is not None), None)
     checks = [
         as_warning(check) if good and forced is None and target.name not in good else check
@@ -178,7 +179,7 @@ def judge(given: StageInput) -> Judgement:
     }
     if forced is None and not good and any(result.ending in CRASH_ENDINGS for result in given.results.values()):
         forced = Outcome.CRASHED  # no library is left that works, and this one took its process with it
-    stuck = any(_stuck(result) for result in given.results.values())
+    stuck = any(_stuck(result, asked) for result in given.results.values())
     return Judgement(tuple(checks), _summary(judged, good), facts, outcome=forced, stuck=stuck)
 
 
@@ -192,14 +193,19 @@ def _forced(result: ChildResult) -> Outcome | None:
     return HANG_OUTCOMES.get(result.ending)
 
 
-def _passed_over(result: ChildResult) -> bool:
+def _passed_over(result: ChildResult, asked: list[Target]) -> bool:
     """Whether RESULT's child hung in a way that costs Ollama this directory and leaves it the others."""
-    return result.ending in HANG_OUTCOMES and not _stuck(result)
+    return result.ending in HANG_OUTCOMES and not _stuck(result, asked)
 
 
-def _stuck(result: ChildResult) -> bool:
-    """Whether RESULT's child may have hung in the driver: not so in a constructor outside of it, before any call."""
+def _stuck(result: ChildResult, asked: list[Target]) -> bool:
+    """Whether RESULT's child may have hung in the driver: not so in a constructor outside of it, before any call.
+
+    Without an Ollama the libraries are alternatives, and there is nothing to gain from another one.
+    """
     step = result.open_step
+    if result.ending in HANG_OUTCOMES and (not asked or asked[0].path is None):
+        return True
     return in_driver(result) or (result.ending in HANG_OUTCOMES and not (step and step.name.startswith("dlopen ")))
 
 

@@ -132,6 +132,8 @@ def test_each_changes_its_host(name: str) -> None:
     needs = FAULTS[name].needs
     base = ("h100x2" if "two GPUs" in needs else "h100") + ("-ollama" if "an Ollama" in needs else "")
     text = with_value(name)
+    if name.startswith(("native.", "server.")):
+        base += "-c"  # of an Ollama from 0.30 on
     plain, broken = HOSTS[base].make(), HOSTS[base].make()
     FAULTS[name].apply(broken, text.partition("=")[2] or None)
     assert dataclasses.asdict(broken) != dataclasses.asdict(plain)
