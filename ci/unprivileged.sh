@@ -27,6 +27,6 @@ chown -R 65534:65534 "$public/home" "$public/repo"
 chmod -R a+rX "$public"
 echo "--- as uid 65534, $("$python" --version)"
 run() { as_nobody "$public/venv/bin/python" -m pytest -q -n "${JOBS:-2}" --dist load -rs -p no:cacheprovider "$@"; }
-run tests/test_unit_files.py tests/test_context.py tests/supervise tests/probes tests/simulate/test_conformance.py
+run tests/service/test_unit_files.py tests/test_context.py tests/supervise tests/probes tests/simulate/test_conformance.py
 # Of the fault table the rows in which permissions, identity or what a user may read decide.
 run tests/faults -k "node or env or kernel or libcuda or tmpdir or cuinit or host"
