@@ -20,7 +20,7 @@ from pytest_gpudiscovery.plugin import OPTIONS
 from pytest_gpudiscovery.run import private_directory
 
 USAGE = 4
-RESERVED = ("explain",)  # named in the contract; its engine comes in a later version
+EXPLAIN = "explain what an Ollama log says about GPU discovery"
 # Plugins that the gate uses when they are installed, and the option that asks for each; None: always.
 PLUGINS = (("pytest_timeout", None), ("allure_pytest.plugin", "alluredir"), ("pytest_html.plugin", "html"))
 
@@ -66,10 +66,7 @@ def _run(argv: list[str]) -> int:
     commands.add_parser("faults", help="list the faults that --gpu-simulate can inject", allow_abbrev=False)
     for name, text in loader_cli.COMMANDS.items():
         commands.add_parser(name, help=text, allow_abbrev=False)  # cli.py runs them
-    for name in RESERVED:
-        commands.add_parser(name, help="not part of this version", allow_abbrev=False)
-    if argv and argv[0] in RESERVED:
-        raise UsageProblem(f"gpu-discovery {argv[0]}: not part of this version")
+    commands.add_parser("explain", help=EXPLAIN, allow_abbrev=False)  # likewise
     given = parser.parse_args(argv)
     if given.command == "stages":
         return _stages()

@@ -22,7 +22,7 @@ REPEAT_LIMIT = 1000
 SCALE_LIMITS = (0.01, 1000.0)
 EXIT_CONVENTIONS = ("pytest", "nagios", "npd")
 # Named in the contract, without an engine behind them yet: refused, because an option that does nothing would lie.
-LATER = frozenset({"gpu_baseline", "gpu_ollama_log"})
+LATER = frozenset({"gpu_baseline"})
 EXPERIMENTS = ("preload",)
 TRUE, FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
@@ -44,7 +44,7 @@ class Settings:
     scale: float = 1.0  # from `*=2x`
     report: str = ""
     baseline: str | None = None
-    ollama_log: str | None = None
+    ollama_log: str | None = None  # an absolute path, "journal" or "journal:UNIT"
     simulate: str | None = None  # "HOST" or "HOST:FAULT"
     strict: bool = False
     deadline: float | None = None
@@ -245,6 +245,16 @@ def _as_service(given: _Given) -> dict[str, Any]:
     return {"as_service": value}
 
 
+def _ollama_log(given: _Given) -> dict[str, Any]:
+    value = _text(given)
+    path = _path(given, value)
+    if os.path.exists(path):
+        return {"ollama_log": path}
+    if value == "journal" or (value.startswith("journal:") and len(value) > len("journal:")):
+        return {"ollama_log": value}
+    raise given.refuse("a file that exists and can be reached, journal or journal:UNIT")
+
+
 def _report(given: _Given) -> dict[str, Any]:
     path = _path(given, _text(given))
     if os.path.lexists(path) and not os.path.isdir(path):
@@ -282,7 +292,7 @@ _CHECKS: Mapping[str, Callable[[_Given], dict[str, Any]]] = {
     "gpu_stage_timeout": _stage_timeout,
     "gpu_report": _report,
     "gpu_baseline": _existing("baseline"),
-    "gpu_ollama_log": _plain("ollama_log"),
+    "gpu_ollama_log": _ollama_log,
     "gpu_simulate": _plain("simulate"),
     "gpu_strict": _plain("strict"),
     "gpu_deadline": _time("deadline"),

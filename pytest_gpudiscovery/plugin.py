@@ -102,6 +102,18 @@ def pytest_load_initial_conftests(early_config: pytest.Config, args: list[str], 
         from pytest_gpudiscovery import collection
 
         collection.choose(early_config, args, parser)
+        early_config.pluginmanager.register(_PostMortem(), "gpudiscovery-post-mortem")
+
+
+class _PostMortem:
+    """Takes the place of a session when a log is to be explained; a wrapper could not."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_cmdline_main(self, config: pytest.Config) -> int | None:
+        """Explain the log of --gpu-ollama-log, if it was given."""
+        from pytest_gpudiscovery import start
+
+        return start.post_mortem(config)
 
 
 def _import_as_compiled(config: pytest.Config) -> None:

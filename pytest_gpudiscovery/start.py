@@ -83,6 +83,36 @@ def partial_repeat(times: int, what: str) -> str:
     return f"--gpu-repeat {times} repeats the whole gate: not together with {what}"
 
 
+def post_mortem(config: pytest.Config) -> int | None:
+    """Explain the log that --gpu-ollama-log names and return the exit code; None when it was not asked for.
+
+    Nothing is collected and nothing on the host is probed. Raises UsageError.
+    """
+    if hasattr(config, "workerinput") or not _names_a_log(config):
+        return None
+    try:
+        settings = settle(config, stage_table(config))
+    except options.UsageProblem as problem:
+        raise pytest.UsageError(str(problem)) from None
+    if settings.ollama_log is None:
+        return None
+    from pytest_gpudiscovery import ollama_log  # noqa: PLC0415 - a gate has no use for it
+
+    paths = config.stash[CHOICE].paths
+    try:
+        return ollama_log.explain(settings, paths, quiet=getattr(config.option, "verbose", 0) < 0)
+    except options.UsageProblem as problem:
+        raise pytest.UsageError(str(problem)) from None
+
+
+def _names_a_log(config: pytest.Config) -> bool:
+    if config.getoption("gpu_ollama_log") is not None or os.environ.get("GPU_DISCOVERY_OLLAMA_LOG"):
+        return True
+    with contextlib.suppress(ValueError):  # said by whoever settles
+        return bool(_ini(config, "gpu_ollama_log"))
+    return False
+
+
 def usage_exit(config: pytest.Config) -> int | None:
     """Return the exit code after a UsageError where --gpu-exit asks for another one than pytest's, None otherwise.
 

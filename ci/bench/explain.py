@@ -1,0 +1,136 @@
+"""Measure how fast a log is explained, against a plain read of the same bytes, and that memory does not grow.
+
+    python ci/bench/explain.py [--size MB] [--kinds requests,debug,...]
+
+For each kind of log a file of --size MB (default 1000) is written to the temporary directory; in a process of its own
+it is read plainly, then explained. Prints MB per second of processor time for both, their ratio, MB/s by the wall
+clock, and the peak resident size of the process for a tenth of the size and for all of it. The promise: 100 MB/s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a clone
+
+GIN = '[GIN] 2026/02/25 - 08:55:12 | 200 |      13.518µs |       127.0.0.1 | GET      "/api/tags"\n'
+DEBUG = (
+    'time=2026-02-25T08:54:34.396-05:00 level=DEBUG source=sched.go:147 msg="evaluating already loaded" '
+    "model=/usr/share/ollama/.ollama/models/blobs/sha256-6a0746a1ec1aef3e7ec53868f220ff6e389f6f8ef87a01d77c96807de94ca2aa\n"
+)
+TRACE = (
+    'time=2026-02-25T08:54:34.396-05:00 level=TRACE source=bytepairencoding.go:268 msg=encoded string="a" ids=[64]\n'
+)
+CHILD = "llama_model_loader: - kv  17:                       tokenizer.ggml.tokens arr[str,128256]\n"
+LOADS = (
+    'time=2026-02-25T08:54:34.396-05:00 level=INFO source=server.go:431 msg="starting runner" '
+    'cmd="/usr/local/bin/ollama runner --ollama-engine --model /m --port 37001"\n'
+)
+START = """\
+time=2026-02-25T08:54:04.366-05:00 level=INFO source=routes.go:1718 msg="Listening on [::]:11434 (version 0.16.3)"
+time=2026-02-25T08:54:04.366-05:00 level=INFO source=runner.go:67 msg="discovering available GPUs..."
+time=2026-02-25T08:54:04.376-05:00 level=INFO source=server.go:431 msg="starting runner" cmd="/usr/bin/ollama runner --ollama-engine --port 37001"
+time=2026-02-25T08:54:34.396-05:00 level=INFO source=runner.go:464 msg="failure during GPU discovery" OLLAMA_LIBRARY_PATH="[/usr/lib/ollama /usr/lib/ollama/cuda_v12]" extra_envs=map[] error="failed to finish discovery before timeout"
+time=2026-02-25T08:54:34.647-05:00 level=INFO source=types.go:60 msg="inference compute" id=cpu library=cpu compute="" total="3.8 GiB"
+time=2026-02-25T08:54:34.647-05:00 level=INFO source=routes.go:1768 msg="vram-based default context" total_vram="0 B" default_num_ctx=4096
+"""  # noqa: E501 - lines of a log
+
+
+def _journal(text: str) -> str:
+    fields = {"_PID": "7", "_SYSTEMD_UNIT": "ollama.service", "__REALTIME_TIMESTAMP": "1772027674396000"}
+    return "".join(json.dumps({**fields, "MESSAGE": line}) + "\n" for line in text.splitlines())
+
+
+DAY = GIN * 60 + DEBUG * 12 + CHILD * 20 + LOADS  # what a busy server writes between two starts
+KINDS: dict[str, Callable[[], str]] = {
+    "requests": lambda: START + GIN * 100_000,
+    "debug": lambda: START + DEBUG * 40_000,
+    "trace": lambda: START + TRACE * 80_000,
+    "child output": lambda: START + CHILD * 100_000,
+    "mixed with starts": lambda: START + DAY * 700,
+    "journal-json with starts": lambda: _journal(START + DAY * 200),
+    "binary rubbish": lambda: START + "\0\x01\x7f" * 2_700_000,
+}
+PROGRAM = """
+import json, sys, time
+from pytest_gpudiscovery.ollama import postmortem
+path = sys.argv[1]
+with open(path, "rb", buffering=0) as file:
+    begin = time.process_time()
+    while file.read(1 << 20):
+        pass
+    plain = max(time.process_time() - begin, 1e-3)
+with open(path, "rb", buffering=0) as file:
+    begin, wall = time.process_time(), time.perf_counter()
+    found = postmortem.explain(file.read, path)
+    took, wall = time.process_time() - begin, time.perf_counter() - wall
+with open("/proc/self/status") as status:  # not ru_maxrss: that begins with the parent's
+    peak = int(next(line.split()[1] for line in status if line.startswith("VmHWM:")))
+print(json.dumps({"plain": plain, "took": took, "wall": wall, "peak": peak / 1024, "answer": found["answer"]}))
+"""
+
+
+def measure(path: Path) -> dict[str, float]:
+    """Return seconds of a plain read and of an explanation of PATH, and the peak of the process in MB."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(path)],
+        env={"PYTHONPATH": ":".join(entry for entry in sys.path if entry)},
+        capture_output=True,
+        text=True,
+        timeout=3600,
+        check=True,
+    )
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def write(path: Path, unit: bytes, size: int) -> None:
+    """Write SIZE bytes of UNIT, again and again, to PATH."""
+    with path.open("wb") as file:
+        left = size
+        while left > 0:
+            left -= file.write(unit[:left])
+
+
+def main() -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, default=1000, metavar="MB")
+    parser.add_argument("--kinds", default=",".join(KINDS))
+    options = parser.parse_args()
+    columns = ("MB/s", "plain", "ratio", "wall MB/s", "peak, a tenth", "peak, all")
+    print(f"{'log':<26}{'':2}" + "".join(f"{name:>15}" for name in columns))
+    slow = []
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name, "ollama.log")
+        for kind in options.kinds.split(","):
+            unit = KINDS[kind]().encode()
+            write(path, unit, options.size * 100_000)
+            small = measure(path)
+            write(path, unit, options.size * 1_000_000)
+            time.sleep(1)  # let what was written reach the page cache's quiet
+            found = measure(path)
+            speed, plain = options.size / found["took"], options.size / found["plain"]
+            slow += [kind] if speed < 100 else []
+            row = (
+                f"{speed:.0f}",
+                f"{plain:.0f}",
+                f"{found['took'] / found['plain']:.1f}",
+                f"{options.size / found['wall']:.0f}",
+                f"{small['peak']:.1f} MB",
+                f"{found['peak']:.1f} MB",
+            )
+            print(f"{kind:<26}{'':2}" + "".join(f"{cell:>15}" for cell in row), flush=True)
+    print(f"below 100 MB/s: {', '.join(slow) or 'none'}")
+    return int(bool(slow))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,191 @@
+"""What one discovery consists of: children (attempts), devices, devices that were left out. Plain records."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from pytest_gpudiscovery.ollama.words import Word
+
+UNKNOWN = "unknown"
+# How an attempt ended. The first ones are told by the line "failure during GPU discovery".
+TIMED_OUT, CRASHED, HTTP_ERROR, WRONG_SERVER = "timed_out", "crashed", "http_error", "wrong_server"
+SPAWN_FAILED, FAILED = "spawn_failed", "failed"
+EXITED, NO_DEVICE, DEVICES = "exited", "no_device", "devices"
+ENDED, OPEN = "ended", "open"  # it ended, and the log does not say how; it has not ended in this log
+
+# error= of that line, v0.16.3:ml/device.go:622-670; v0.32.15:discover/runner.go:584 and llama_server.go:152
+_ERRORS = (
+    (re.compile(r"failed to finish discovery before timeout|context deadline exceeded"), TIMED_OUT),
+    (re.compile(r"runner crashed"), CRASHED),
+    (re.compile(r"runner error: "), HTTP_ERROR),
+    (re.compile(r"llamarunner free vram reporting not supported"), WRONG_SERVER),
+    (
+        re.compile(r"fork/exec |exec: |no such file or directory|permission denied|resource temporarily unavailable"),
+        SPAWN_FAILED,
+    ),
+)
+_VENDORS = (("cuda", "nvidia"), ("rocm", "amd"), ("hip", "amd"), ("vulkan", "vulkan"))
+
+
+def outcome_of(error: str) -> str:
+    """Return how an attempt ended whose failure line has ERROR."""
+    return next((outcome for pattern, outcome in _ERRORS if pattern.search(error)), FAILED)
+
+
+def paths(text: str) -> tuple[str, ...]:
+    """Return the directories of OLLAMA_LIBRARY_PATH as slog writes it ([a b]) or as the child has it (a:b)."""
+    if text.startswith("["):
+        # A path may hold blanks; every path after the first begins with a slash or a drive.
+        return tuple(part for part in re.split(r" (?=/|[A-Za-z]:[\\/])", text.strip("[]")))
+    windows = re.match(r"[A-Za-z]:\\", text) is not None
+    return tuple(part for part in text.split(";" if windows else ":"))
+
+
+def pairs(text: str) -> dict[str, str]:
+    """Return the variables of extra_envs, as a Go map (map[A:b C:d]) or as a list ([A=b C=d], before 0.12.7)."""
+    inner = re.fullmatch(r"(?:map)?\[(.*)\]", text, re.DOTALL)
+    if inner is None:
+        return {}
+    sign = ":" if text.startswith("map") else "="
+    found = re.findall(
+        rf"(?:^| )([A-Za-z_][A-Za-z0-9_]*){sign}(.*?)(?= [A-Za-z_][A-Za-z0-9_]*{sign}|$)", inner[1], re.DOTALL
+    )
+    return dict(found[:100])
+
+
+@dataclass
+class Attempt:
+    """One discovery child (era C: one directory's processes). Times are seconds since 1970."""
+
+    kind: str = UNKNOWN  # first_pass, validation, refresh, unknown
+    path: str | None = None  # the directory, None where the log does not name it; "" when it is empty
+    libraries: tuple[str, ...] = ()  # OLLAMA_LIBRARY_PATH
+    extra: Mapping[str, str] | None = None
+    started: float | None = None
+    announced: bool = False  # `started` is the child's own start, not the end of what was before it
+    waited_s: float | None = None  # between the end of what was before it and its start
+    ended: float | None = None
+    took_s: float | None = None  # as the server measured it
+    outcome: str = OPEN
+    error: str = ""
+    detail: str = ""
+    exit_code: int | None = None
+    devices: int | None = None
+    port: str = ""
+    environment: Mapping[str, str] | None = None  # of the child, by allowlist; None where no line shows it
+    mark: str | None = None  # how far its own output shows it
+    said: list[Word] = field(default_factory=list)
+    lines_captured: int | None = None
+    process: str = ""  # era C: which of its processes was running
+    sources: list[str] = field(default_factory=list)
+
+    @property
+    def directory(self) -> str:
+        """Return the basename of the directory: cuda_v12; "ollama" when there was no GPU directory."""
+        return "" if not self.path else re.split(r"[/\\]", self.path.rstrip("/\\"))[-1]
+
+    @property
+    def windows(self) -> bool:
+        """Whether the path is one of Windows."""
+        return bool(self.path and re.match(r"[A-Za-z]:\\", self.path))
+
+    @property
+    def vendor(self) -> str | None:
+        """Return nvidia, amd, vulkan, other or none (the top directory alone); None when the directory is unknown."""
+        if self.path is None:
+            return None
+        if len(self.libraries) < 2 and not re.match(r"(cuda|rocm|vulkan)", self.directory):
+            return "none"
+        return next((vendor for name, vendor in _VENDORS if self.directory.startswith(name)), "other")
+
+    @property
+    def duration_s(self) -> float | None:
+        """Return how long it took: as the server measured it, else from the times of the lines."""
+        if self.took_s is not None:
+            return self.took_s
+        if self.started is None or self.ended is None:
+            return None
+        return round(max(0.0, self.ended - self.started), 6)
+
+
+@dataclass
+class Device:
+    """One line "inference compute": a device that was kept, or the CPU."""
+
+    id: str
+    library: str
+    name: str
+    compute: str
+    driver: str
+    pci_id: str
+    directories: str
+    total: str
+    available: str
+
+    @property
+    def is_gpu(self) -> bool:
+        """Whether it is no CPU."""
+        return self.library.lower() != "cpu"
+
+    @property
+    def sane(self) -> bool | None:
+        """Whether compute capability and PCI id can be those of an NVIDIA GPU; None for other libraries."""
+        return sane(self.compute, self.pci_id) if self.library.lower() == "cuda" else None
+
+
+def sane(compute: str, pci_id: str) -> bool:
+    """Return whether COMPUTE and PCI_ID, as logged, can be those of an NVIDIA GPU; an empty PCI id says nothing."""
+    if re.fullmatch(r"\d{1,2}\.\d", compute) is None or compute == "0.0":
+        return False
+    return pci_id == "" or re.fullmatch(r"[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]", pci_id) is not None
+
+
+@dataclass
+class LeftOut:
+    """A device or directory that was seen and not used. `why` is an id of messages.json."""
+
+    why: str
+    what: str
+    text: str
+
+
+@dataclass
+class Discovery:
+    """One discovery: at the server's start (bootstrap), or the refresh before a model is loaded."""
+
+    kind: str  # bootstrap, refresh
+    started: float | None = None
+    ended: float | None = None
+    took_s: float | None = None
+    attempts: list[Attempt] = field(default_factory=list)
+    devices: list[Device] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    verified: list[LeftOut] = field(default_factory=list)  # devices that the second pass was started for
+    initial_count: int | None = None
+    total_vram: str | None = None
+    overrides: dict[str, str] = field(default_factory=dict)
+    notes: list[Word] = field(default_factory=list)  # of no attempt in particular
+    events: list[str] = field(default_factory=list)  # ids of other messages, in their order
+    texts: dict[str, str] = field(default_factory=dict)  # the text of the last one of each
+    complete: bool = False  # its result is in the log
+    begun_in_log: bool = False  # its first line is in the log
+
+    @property
+    def duration_s(self) -> float | None:
+        """Return how long it took, None when the log does not have both ends."""
+        if self.took_s is not None:
+            return self.took_s
+        if self.started is None or self.ended is None:
+            return None
+        return round(max(0.0, self.ended - self.started), 6)
+
+    @property
+    def found_gpu(self) -> bool | None:
+        """Whether a GPU was kept; None while the log has no result."""
+        if any(device.is_gpu for device in self.devices):
+            return True
+        if self.devices or self.total_vram == "0 B" or "a.none" in self.events:
+            return False
+        return None

@@ -1,0 +1,257 @@
+"""Puts the lines of one server together to discoveries: what was tried, how it ended, what was kept and why.
+
+Ollama runs the first pass one directory after the other (30 s each) and the second pass in parallel (30 s for all).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pytest_gpudiscovery.ollama import children
+from pytest_gpudiscovery.ollama.attempts import Device, Discovery, LeftOut
+from pytest_gpudiscovery.ollama.children import ANOTHER_S, TEXT, Children, is_discovery
+from pytest_gpudiscovery.ollama.gotime import duration
+from pytest_gpudiscovery.ollama.logline import LogLine
+from pytest_gpudiscovery.ollama.messages import CHILD, Message
+from pytest_gpudiscovery.ollama.words import Word, recognise
+
+DISCOVERIES, WORDS, LEFT_OUT, DEVICES = 40, 100, 200, 64  # of one server, of one discovery
+BOOTSTRAP, REFRESH = "bootstrap", "refresh"
+
+
+class Builder:
+    """Takes the lines of one server in their order; `discoveries` is what they tell."""
+
+    def __init__(self) -> None:
+        self.discoveries: list[Discovery] = []
+        self.dropped = 0
+        self.words: list[Word] = []  # outside of any discovery
+        self._children = Children()
+        self._serving = False  # the server's first discovery is over
+        self._open: Discovery | None = None
+
+    def feed(self, line: LogLine, message: Message | None, word: Word | None) -> None:
+        """Take one line: MESSAGE when it is one of Ollama's, WORD when it is one of a child's."""
+        if word is not None and self._open is not None:
+            self._children.word(self._open, word)
+        elif word is not None and len(self.words) < WORDS:
+            self.words.append(word)
+        elif message is not None and message.role == CHILD:
+            found = self._open or (self.discoveries[-1] if self.discoveries else None)
+            if found is not None:
+                self._children.line(found, line, message)
+        elif message is not None:
+            handler = _HANDLERS.get(message.id)
+            if handler is not None:
+                handler(self, line, message)
+            elif message.id in _CHILDREN:
+                _CHILDREN[message.id](self._children, self._current(line), line, message)
+            elif message.id.startswith(("a.", "c.")):
+                self._event(line, message)
+
+    def finish(self) -> None:
+        """Say that the log has ended."""
+        self._end_open(None)
+
+    # Beginning and end.
+
+    def _begin(self, kind: str, line: LogLine, *, in_log: bool) -> Discovery:
+        self._end_open(None)
+        found = Discovery(kind, line.time if in_log else None, begun_in_log=in_log)
+        if len(self.discoveries) >= DISCOVERIES:
+            # The first is the server's start; of the rest the newest stay.
+            del self.discoveries[1]
+            self.dropped += 1
+        self.discoveries.append(found)
+        self._open = found
+        self._children.begin(found.started)
+        return found
+
+    def _current(self, line: LogLine) -> Discovery:
+        """Return the open discovery; one whose beginning is not in the log when there is none."""
+        if self._open is None:
+            return self._begin(REFRESH if self._serving else BOOTSTRAP, line, in_log=False)
+        return self._open
+
+    def _end_open(self, time: float | None) -> None:
+        found, self._open = self._open, None
+        if found is None:
+            return
+        children.settle(found)
+        if found.ended is None and found.complete:
+            found.ended = time if time is not None else self._children.last
+
+    def _start(self, line: LogLine, message: Message) -> None:
+        self._begin(BOOTSTRAP, line, in_log=True)
+        self._event(line, message)
+
+    def _refresh(self, line: LogLine, _: Message) -> None:
+        self._begin(REFRESH, line, in_log=True)
+
+    def _device(self, line: LogLine, _: Message) -> None:
+        found = self._result_of(line)
+        if not found.devices:
+            found.ended = line.time
+            self._children.over(found, line.time)
+        if len(found.devices) < DEVICES:
+            found.devices.append(_device(line))
+        found.complete = self._serving = True
+
+    def _vram(self, line: LogLine, _: Message) -> None:
+        found = self._result_of(line)
+        found.total_vram = line.attributes.get("total_vram", line.attributes.get("total vram"))
+        found.ended = found.ended if found.ended is not None else line.time
+        found.complete = self._serving = True
+        self._end_open(line.time)
+
+    def _result_of(self, line: LogLine) -> Discovery:
+        """Return the discovery that a result belongs to: the open one, or the start that has just closed."""
+        if self._open is not None and self._open.kind == BOOTSTRAP:
+            return self._open
+        closed = next((entry for entry in reversed(self.discoveries) if entry.kind == BOOTSTRAP), None)
+        if closed is not None and closed.complete:
+            return closed
+        return self._begin(BOOTSTRAP, line, in_log=False)
+
+    def _took_all(self, line: LogLine, message: Message) -> None:
+        found = self._current(line)
+        found.took_s = duration(line.attributes.get("duration", ""))
+        if message.id == "took.refresh":
+            found.kind, found.complete = REFRESH, True
+            self._end_open(line.time)
+
+    def _refresh_failed(self, line: LogLine, message: Message) -> None:
+        last = self.discoveries[-1] if self.discoveries else None
+        found = last if self._open is None and last is not None and last.kind == REFRESH else self._current(line)
+        found.kind, found.complete, found.ended = REFRESH, True, line.time
+        found.events.append(message.id)
+        self._serving = True
+        self._end_open(line.time)
+        children.settle(found)
+
+    # Children.
+
+    def _hint(self, line: LogLine, _: Message) -> None:
+        self._children.hint(line)
+
+    def _runner(self, line: LogLine, _: Message) -> None:
+        if not is_discovery(line):
+            return
+        found = self._open
+        if found is not None and found.kind == REFRESH and found.attempts and line.time is not None:
+            started = found.attempts[-1].started
+            if started is not None and line.time - started > ANOTHER_S:
+                self._end_open(None)  # the one before ended without a word
+        self._children.start(self._current(line), line)
+
+    def _environment(self, line: LogLine, _: Message) -> None:
+        if self._open is not None:
+            self._children.environment(self._open, line)
+
+    def _server_silent(self, line: LogLine, message: Message) -> None:
+        found = self._open or (self.discoveries[-1] if self.discoveries else self._current(line))
+        self._children.server_silent(found, line, message)
+
+    # What was seen and not used.
+
+    def _first_pass_end(self, line: LogLine, message: Message) -> None:
+        found = self._current(line)
+        count = line.attributes.get("initial_count", line.attributes.get("count", ""))
+        found.initial_count = int(count) if count.isascii() and count.isdigit() and len(count) < 6 else None
+        self._children.over(found, line.time)
+        found.events.append(message.id)
+
+    def _verify(self, line: LogLine, _: Message) -> None:
+        found, values = self._current(line), line.attributes
+        if len(found.verified) < LEFT_OUT:
+            what = " ".join(filter(None, (values.get(key, "") for key in ("description", "compute", "pci_id"))))
+            found.verified.append(LeftOut(values.get("library", "")[:TEXT], what[:TEXT], line.text[:TEXT]))
+
+    def _left_out(self, line: LogLine, message: Message) -> None:
+        found, values = self._current(line), line.attributes
+        if len(found.left_out) < LEFT_OUT:
+            keys = ("libDir", "libdir", "library", "id", "description", "device", "pci_id", "requested", "kept_library")
+            what = ", ".join(f"{key} {values[key]}" for key in keys if values.get(key))
+            found.left_out.append(LeftOut(message.id, what[:TEXT], line.text[:TEXT]))
+
+    def _override(self, line: LogLine, _: Message) -> None:
+        found = self._current(line)
+        for key, value in list(line.attributes.items())[:4]:
+            if len(found.overrides) < LEFT_OUT:
+                found.overrides[key[:TEXT]] = value[:TEXT]
+
+    def _event(self, line: LogLine, message: Message) -> None:
+        # Processes of era C end up to 5 s after their discovery was given up.
+        found = self._open or (self.discoveries[-1] if self.discoveries else self._current(line))
+        if len(found.events) < LEFT_OUT:
+            found.events.append(message.id)
+        rest = "".join(f" {key}={value}" for key, value in list(line.attributes.items())[:6])
+        found.texts[message.id] = (line.message + rest)[:TEXT]
+        if message.id == "a.none":
+            found.complete, found.ended = True, line.time
+        for text in line.attributes.get("stderr", "").splitlines()[:LEFT_OUT]:  # of the native probe
+            word = recognise(text)
+            if word is not None:
+                self._children.word(found, word)
+
+
+def _device(line: LogLine) -> Device:
+    values = {key: value[:TEXT] for key, value in line.attributes.items()}
+    return Device(
+        id=values.get("id", ""),
+        library=values.get("library", ""),
+        name=values.get("description") or values.get("name", ""),
+        compute=values.get("compute", ""),
+        driver=values.get("driver", ""),
+        pci_id=values.get("pci_id", ""),
+        directories=values.get("libdirs", ""),
+        total=values.get("total", ""),
+        available=values.get("available", ""),
+    )
+
+
+_HANDLERS: dict[str, Callable[[Builder, LogLine, Message], None]] = {
+    "start": Builder._start,
+    "start.a": Builder._start,
+    "start.a_old": Builder._start,
+    "refresh": Builder._refresh,
+    "result.device": Builder._device,
+    "server.vram_context": Builder._vram,
+    "server.vram_low": Builder._vram,
+    "took.all": Builder._took_all,
+    "took.refresh": Builder._took_all,
+    "refresh.failed": Builder._refresh_failed,
+    "runner.start_trace": Builder._hint,
+    "runner.spawning": Builder._hint,
+    "runner.start": Builder._runner,
+    "runner.env": Builder._environment,
+    "c.timeout": Builder._server_silent,
+    "first_pass.end": Builder._first_pass_end,
+    "verify": Builder._verify,
+    "override": Builder._override,
+    **dict.fromkeys(
+        (
+            "filtered.init",
+            "filtered.overlap",
+            "filtered.duplicate",
+            "skip.requested",
+            "skip.jetpack",
+            "skip.vulkan",
+            "c.arch",
+            "c.no_memory",
+            "c.driver_old",
+            "c.igpu",
+        ),
+        Builder._left_out,
+    ),
+}
+_CHILDREN: dict[str, Callable[[Children, Discovery, LogLine, Message], None]] = {
+    "failure": Children.failed,
+    "failure.c": Children.failed,
+    "took": Children.took,
+    "runner.exited": Children.exited,
+    "runner.devices": Children.enumerated,
+    "runner.spawn_failed": Children.not_started,
+    "c.start": Children.processes,
+    "c.watchdog": Children.watchdog,
+}

@@ -1,0 +1,292 @@
+"""The post-mortem of a log: was the GPU found, which Ollama was it, what happened, what can and cannot be the cause.
+
+`explain` is the way in. Its answer is plain data (schema 1, `schema/explain-1.json`); rendering and exit codes are
+functions of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from pytest_gpudiscovery import __version__
+from pytest_gpudiscovery.model import to_json
+from pytest_gpudiscovery.ollama import attempts as records
+from pytest_gpudiscovery.ollama import conclusions, eras, explainer, facts, levels, routes, shape, versions
+from pytest_gpudiscovery.ollama.attempts import Attempt, Discovery
+from pytest_gpudiscovery.ollama.explainer import Log
+from pytest_gpudiscovery.ollama.logread import Read
+from pytest_gpudiscovery.ollama.sessions import Server
+from pytest_gpudiscovery.ollama.statements import advice
+
+SCHEMA = 1
+FOUND, NOT_FOUND, UNKNOWN = "gpu_found", "no_gpu", "cannot_tell"
+REFRESHES_SHOWN = 8
+ERROR_SHOWN = 80  # characters of an error in the summary
+NEXT_SHOWN = 6
+USUAL_DIRECTORIES = 4  # cuda_v12, cuda_v13, vulkan, and one to spare
+SPARE_S = 10.0  # for everything in a start that is not discovery
+ABSENT_IS_LIKELY = 0.02  # candidates below this share of the weight give no next command
+# Outcomes of an attempt that the causes of causes.json are for, by what the log says outright.
+SPOKEN = (records.CRASHED, records.HTTP_ERROR, records.WRONG_SERVER, records.SPAWN_FAILED)
+
+
+def explain(source: Read, name: str) -> dict[str, Any]:
+    """Return the post-mortem of the log that SOURCE gives; NAME is what it is called."""
+    return conclude(explainer.read(source), name)
+
+
+def conclude(log: Log, name: str) -> dict[str, Any]:
+    """Return the post-mortem of LOG."""
+    servers = [_server(server, log) for server in log.servers]
+    counted = _counted(log.servers)
+    answers = [(servers[log.servers.index(server)], answer(server)) for server in counted]
+    verdict = _verdict([found for _, found in answers])
+    found: dict[str, Any] = {
+        "schema": SCHEMA,
+        "tool": {"name": "pytest-gpudiscovery", "version": __version__},
+        "input": {
+            "name": name,
+            "bytes": log.bytes_read,
+            "formats": dict(log.carriers),
+            "cut_lines": log.cut_lines,
+            "stopped": log.stopped or None,
+            "servers_not_kept": log.dropped,
+        },
+        "answer": verdict,
+        "summary": _summary(verdict, answers, log),
+        "counted": [shown["number"] for shown, _ in answers],
+        "servers": servers,
+    }
+    plain: dict[str, Any] = to_json(found)  # tuples as lists: what is returned is what --json prints
+    return plain
+
+
+def answer(server: Server) -> str:
+    """Return whether SERVER's own discovery found a GPU: FOUND, NOT_FOUND or UNKNOWN."""
+    results = [entry.found_gpu for entry in server.builder.discoveries if entry.kind == "bootstrap"]
+    if not results or (server.mixed and len(set(results)) > 1):
+        return UNKNOWN
+    return {True: FOUND, False: NOT_FOUND, None: UNKNOWN}[results[-1]]
+
+
+def _counted(servers: Sequence[Server]) -> list[Server]:
+    """Return the servers whose answer counts: of those that followed each other the last one that began a discovery."""
+    chains: list[list[Server]] = []
+    for server in servers:
+        for chain in chains:
+            before = chain[-1]
+            after = server.first is None or before.last is None or server.first >= before.last
+            if before.origin == server.origin and after and not (before.mixed and server.mixed):
+                chain.append(server)
+                break
+        else:
+            chains.append([server])
+    counted = []
+    for chain in chains:
+        begun = [server for server in chain if any(d.kind == "bootstrap" for d in server.builder.discoveries)]
+        counted += begun[-1:]
+    return counted or list(servers[-1:])
+
+
+def _verdict(answers: Sequence[str]) -> str:
+    if NOT_FOUND in answers:
+        return NOT_FOUND
+    return FOUND if answers and all(found == FOUND for found in answers) else UNKNOWN
+
+
+def _summary(verdict: str, answers: Sequence[tuple[dict[str, Any], str]], log: Log) -> str:
+    if not log.servers:
+        return "no line of an Ollama server is in it" if log.bytes_read else "it is empty"
+    shown = next((server for server, found in answers if found == verdict), answers[-1][0] if answers else None)
+    return str(shown["summary"]) if shown is not None else "no discovery is in it"
+
+
+def _server(server: Server, log: Log) -> dict[str, Any]:
+    level, known_from = levels.of(server)
+    found_eras = eras.eras_in(server.releases)
+    starts = [entry for entry in server.builder.discoveries if entry.kind == "bootstrap"]
+    refreshes = [entry for entry in server.builder.discoveries if entry.kind == "refresh"]
+    failed = [entry for entry in refreshes if _refresh_failed(entry)]
+    analyses = [part for entry in (*starts, *failed[:1]) for part in _analyses(server, entry, log.servers)]
+    hung = any(part["outcome"] in (records.TIMED_OUT, "blocked_a") for part in analyses)
+    trouble = hung or answer(server) != FOUND or bool(failed)
+    era = found_eras[0].id if len(found_eras) == 1 else None
+    directories = len({a.path for entry in starts for a in entry.attempts if a.path})
+    if level not in ("DEBUG", "TRACE"):  # INFO names only those that failed
+        directories = max(directories, USUAL_DIRECTORIES)
+    bound = 30.0 * directories + 30.0 + SPARE_S
+    stated = conclusions.of_server(server, log.last_time)
+    return {
+        "number": server.number,
+        "origin": server.origin or None,
+        "pid": server.pid,
+        "first": shape.time_of(server.first, server.offset_s),
+        "last": shape.time_of(server.last, server.offset_s),
+        "mixed": server.mixed,
+        "answer": answer(server),
+        "summary": _one_line(server, starts),
+        "versions": {
+            "exact": server.exact,
+            "releases": versions.words(server.releases),
+            "spans": [list(span) for span in versions.spans(server.releases)],
+            "evidence": [
+                {"source": source or None, "message": message, "releases": versions.words(found)}
+                for (source, message), found in server.evidence.items()
+                if found != versions.every()
+            ],
+            "unlisted": [{"source": source, "message": message} for source, message in server.unlisted],
+            "contradicted": server.contradicted,
+        },
+        "eras": [{"id": entry.id, "mechanism": entry.mechanism, "source": entry.source} for entry in found_eras],
+        "sub_ranges": [
+            {"id": entry.id, "changed": entry.changed, "source": entry.source}
+            for entry in eras.sub_ranges_in(server.releases)
+        ],
+        "log_level": {"level": level, "known_from": known_from},
+        "settings": server.settings,
+        "discoveries": [
+            shape.discovery(entry, server.offset_s, child_output=level == levels.TRACE)
+            for entry in (*starts, *failed[:REFRESHES_SHOWN])
+        ],
+        "refreshes": {"seen": len(refreshes), "failed": len(failed)},
+        "conclusions": [asdict(entry) for entry in stated if entry.group == "so"],
+        "not_concluded": [asdict(entry) for entry in stated if entry.group == "not"],
+        "analyses": analyses,
+        "hidden": [
+            {"level": level or "INFO", "text": entry["text"], "source": entry["source"]}
+            for entry in eras.hidden(era or "B", level if level in ("INFO", "DEBUG", "TRACE") else "INFO")
+        ],
+        "advice": advice(era, bound_s=bound, directories=str(directories)) if trouble else [],
+        "next": _next(analyses) if trouble else [],
+    }
+
+
+def _refresh_failed(entry: Discovery) -> bool:
+    return "refresh.failed" in entry.events or any(child.outcome == records.TIMED_OUT for child in entry.attempts)
+
+
+def _analyses(server: Server, discovery: Discovery, servers: Sequence[Server]) -> list[dict[str, Any]]:
+    """Return, for each thing that went wrong in DISCOVERY, what is excluded and which causes are left."""
+    found = [
+        _analysis(attempt.outcome, facts.of(server, discovery, attempt, servers), attempt)
+        for attempt in discovery.attempts
+        if attempt.outcome in (records.TIMED_OUT, *SPOKEN)
+    ]
+    whole = facts.of(server, discovery, None, servers)
+    if any(attempt.outcome == records.FAILED for attempt in discovery.attempts):
+        found.append(_analysis("c_failed", whole, None))
+    if any(left.why == "filtered.init" for left in discovery.left_out) and not discovery.found_gpu:
+        found.append(_analysis("filtered", whole, None))
+    elif discovery.found_gpu is False and not found:
+        found += _no_device(server, discovery, servers, whole)
+    era_a = any(event.startswith("start.a") for event in discovery.events)
+    if era_a and not discovery.complete and discovery.found_gpu is None:
+        found.append(_analysis("blocked_a", whole, None))
+    return _merged(found)
+
+
+def _no_device(
+    server: Server, discovery: Discovery, servers: Sequence[Server], whole: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Return why no child gave a device: per directory where every directory is named, else for all together."""
+    first = [entry for entry in discovery.attempts if entry.kind != eras.VALIDATION]
+    if len(first) < 2 or any(entry.vendor in (None, "none") for entry in first) or discovery.initial_count != 0:
+        return [_analysis(records.NO_DEVICE, whole, None)]
+    return [_analysis(records.NO_DEVICE, facts.of(server, discovery, entry, servers), entry) for entry in first]
+
+
+def _analysis(outcome: str, known: dict[str, Any], attempt: Attempt | None) -> dict[str, Any]:
+    left, out = routes.candidates(outcome, known)
+    excluded = routes.excluded_by(outcome, known)
+    return {
+        "outcome": outcome,
+        "directories": [attempt.directory] if attempt is not None and attempt.path is not None else [],
+        "pass": attempt.kind if attempt is not None else None,
+        "facts": {name: value for name, value in known.items() if value is not None},
+        "excluded": [asdict(entry) for entry in excluded],
+        "excluded_causes": [asdict(entry) for entry in out],
+        "candidates": [asdict(entry) for entry in left],
+    }
+
+
+def _merged(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return FOUND with those that say the same of several directories put together."""
+    merged: list[dict[str, Any]] = []
+    for part in found:
+        twin = next((other for other in merged if _same(other, part)), None)
+        if twin is None:
+            merged.append(part)
+        else:
+            twin["directories"] = list(dict.fromkeys((*twin["directories"], *part["directories"])))
+            twin["facts"] = {name: value for name, value in twin["facts"].items() if part["facts"].get(name) == value}
+    return merged
+
+
+def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    def key(part: dict[str, Any]) -> Any:
+        return part["outcome"], part["pass"], [(entry["id"], entry["confidence"]) for entry in part["candidates"]]
+
+    return bool(key(one) == key(other))
+
+
+def _next(analyses: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the next commands, those of the likeliest causes first, each once."""
+    found: dict[str, dict[str, Any]] = {}
+    for part in analyses:
+        for entry in part["candidates"]:
+            if entry["confidence"] >= ABSENT_IS_LIKELY and entry["next"] not in found and len(found) < NEXT_SHOWN:
+                found[entry["next"]] = {"command": entry["next"], "action": entry["action"], "for": entry["id"]}
+    gate = {"command": "gpu-discovery gate", "action": "safe", "for": "all of them, on the host itself"}
+    return [gate, *found.values()]
+
+
+def _one_line(server: Server, starts: Sequence[Discovery]) -> str:
+    """Return what became of SERVER's discovery in one line."""
+    if not starts:
+        died = any(word.id in ("go_died", "threads", "address_space") for word in server.builder.words)
+        return f"cannot tell: {'it died before' if died else 'the log does not have'} the start of its discovery"
+    last = starts[-1]
+    hung = [a for a in last.attempts if a.outcome == records.TIMED_OUT]
+    timed = ""
+    if hung:
+        names = " and ".join(dict.fromkeys(a.directory or "a child" for a in hung))
+        passes = " and ".join(dict.fromkeys(_PASSES.get(a.kind, "an unknown pass") for a in hung))
+        timed = f"{names} timed out in the {passes}"
+    if last.found_gpu:
+        count = sum(device.is_gpu for device in last.devices)
+        return f"GPU found: {count} x {next(d for d in last.devices if d.is_gpu).name}" + (
+            f"; {timed}" if timed else ""
+        )
+    if last.found_gpu is False:
+        why = timed or _why(last)
+        return f"no GPU: {why}"
+    if server.mixed:
+        return "cannot tell: two servers are mixed and nothing tells them apart"
+    return f"cannot tell: the log ends before discovery has{', after ' + timed if timed else ''}"
+
+
+_PASSES = {eras.FIRST_PASS: "first pass", eras.VALIDATION: "second pass", eras.REFRESH: "refresh"}
+_WHYS = {
+    records.CRASHED: "the child was killed by a signal",
+    records.HTTP_ERROR: "the child answered an error",
+    records.WRONG_SERVER: "something else answered on the child's port",
+    records.SPAWN_FAILED: "the child could not be started",
+    records.EXITED: "the child exited by itself",
+    records.FAILED: "the child failed",
+}
+
+
+def _why(discovery: Discovery) -> str:
+    told = next((a for a in discovery.attempts if a.outcome in _WHYS), None)
+    if told is not None:
+        error = " ".join(told.error.split())
+        said = f": {error if len(error) <= ERROR_SHOWN else error[: ERROR_SHOWN - 1] + '…'}" if error else ""
+        return f"{_WHYS[told.outcome]}{said}"
+    if any(left.why == "filtered.init" for left in discovery.left_out):
+        return "the second pass left every device out"
+    took = discovery.duration_s
+    return (
+        f"discovery ended{f' after {took:.3f} s' if took is not None else ''} without a device, and nothing timed out"
+    )

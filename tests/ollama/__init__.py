@@ -1,0 +1,1 @@
+"""Ollama from the outside: the log, its lines, releases and post-mortems."""
