@@ -4,7 +4,8 @@
 
 For each kind of log a file of --size MB (default 1000) is written to the temporary directory; in a process of its own
 it is read plainly, then explained. Prints MB per second of processor time for both, their ratio, MB/s by the wall
-clock, and the peak resident size of the process for a tenth of the size and for all of it. The promise: 100 MB/s.
+clock, and the peak resident size of the process for a tenth of the size and for all of it. The promise: 100 MB/s,
+but for a log of nothing but starts of servers (a crash loop), of which every line is parsed.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ KINDS: dict[str, Callable[[], str]] = {
     "mixed with starts": lambda: START + DAY * 700,
     "journal-json with starts": lambda: _journal(START + DAY * 200),
     "binary rubbish": lambda: START + "\0\x01\x7f" * 2_700_000,
+    "nothing but starts": lambda: START * 2000,
 }
+EVERY_LINE_COUNTS = "nothing but starts"
 PROGRAM = """
 import json, sys, time
 from pytest_gpudiscovery.ollama import postmortem
@@ -129,7 +132,7 @@ def main() -> int:
             )
             print(f"{kind:<26}{'':2}" + "".join(f"{cell:>15}" for cell in row), flush=True)
     print(f"below 100 MB/s: {', '.join(slow) or 'none'}")
-    return int(bool(slow))
+    return int(bool(set(slow) - {EVERY_LINE_COUNTS}))
 
 
 if __name__ == "__main__":
