@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 RPATH, RUNPATH = "DT_RPATH", "DT_RUNPATH"
 OLLAMA = (
     "ollama.c",
+    "ollama_version.c",
     "ollama_runner.c",
     "ollama_ggml.c",
     "ollama_spawn.c",
@@ -87,6 +88,11 @@ def _ggml(layout: str) -> dict[str, Library]:
     return found
 
 
+def _ollama(layout: str, version: str) -> dict[str, Library]:
+    defines = {"SIM_PROGRAM": "1", "SIM_VERSION": f'"{version}"'}
+    return {f"ollama.{layout}": _own("ollama", *OLLAMA, program=True, defines=defines)}
+
+
 LIBRARIES: dict[str, Library] = {
     "libcuda": _own("libcuda", "libcuda.c", "vmm.c", "library.c", soname="libcuda.so.1"),
     "libnvidia-ml": _own("libnvidia-ml", "nvml.c", soname="libnvidia-ml.so.1"),
@@ -109,7 +115,8 @@ LIBRARIES: dict[str, Library] = {
     "libmlxc": _own(
         "libmlxc", "mlx.c", soname="libmlxc.so", links=("libmlx",), run_path=RUNPATH, defines={"SIM_MLX": "1"}
     ),
-    "ollama": _own("ollama", *OLLAMA, program=True, defines={"SIM_PROGRAM": "1"}),
+    **_ollama("b", "0.16.3"),
+    **_ollama("c", "0.32.15"),
     "llama-server": _own(
         "llama-server",
         "llama_server.c",

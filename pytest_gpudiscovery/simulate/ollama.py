@@ -32,7 +32,6 @@ BLAS = {
 class Release:
     """What differs between the two layouts. `variants`: CPU variant -> its score on the simulated processor."""
 
-    version: str
     layout: str
     code: dict[str, Code]
     base: str  # the full version in the name of libggml-base
@@ -41,8 +40,7 @@ class Release:
 
 # Scores: ggml-cpu/arch/x86/cpu-feats.cpp, a bit for each feature, for a processor with AVX512 but without AVX_VNNI.
 OLDER = {"x64": 1, "sse42": 5, "sandybridge": 21, "haswell": 64, "skylakex": 192}
-RELEASE_B = Release(
-    "0.16.3",
+RELEASE_B = Release(  # 0.16.3
     "b",
     {
         "12": preset("50;52;60;61;70;75;80;86;89;90;90a;120", PTX_ISA["12"], "lz4"),
@@ -51,8 +49,7 @@ RELEASE_B = Release(
     "0.0.0",
     {**OLDER, "icelake": 1472, "alderlake": 0},
 )
-RELEASE_C = Release(
-    "0.32.15",
+RELEASE_C = Release(  # 0.32.15
     "c",
     {
         "12": preset("50-virtual;52-virtual;60;61;70;75;80;86;89;90;90a;100;120", PTX_ISA["12"], "zstd"),
@@ -80,8 +77,7 @@ def add(world: World, release: Release) -> World:
         del world.files[path]  # a host for Ollama has no toolkit; what is found is what the release ships
     world.ollama = PREFIX
     world.layout = release.layout
-    world.conf |= {"ollama.version": release.version}
-    world.files[f"{PREFIX}/bin/ollama"] = File("built", "ollama")
+    world.files[f"{PREFIX}/bin/ollama"] = File("built", f"ollama.{release.layout}")
     linked(world, LIB, "libggml-base.so", f"libggml-base.{release.layout}", ("0", release.base))
     for name, score in release.variants.items():
         world.files[f"{LIB}/libggml-cpu-{name}.so"] = File("built", f"libggml-cpu.{release.layout}")

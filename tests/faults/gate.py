@@ -18,7 +18,7 @@ from pytest_gpudiscovery.verdict import conclude
 
 # Deadlines for hangs that are meant: long enough for a loaded machine to reach the call, short enough to wait for.
 HANG_DEADLINES = {"service": 8.0, "nvml": 3.0, "driver": 3.0, "enumeration": 10.0, "runtime": 3.0}
-HANG_DEADLINES |= {"load": 3.0, "backend": 3.0}
+HANG_DEADLINES |= {"load": 3.0, "backend": 3.0, "bootstrap": 4.0, "serve": 2.0}
 NOBODY = Identity(65534, 65534, (65534,), "nobody")
 
 

@@ -37,16 +37,6 @@ const char *ollama_lib(void)
     return found;
 }
 
-int ollama_is_c(void)
-{
-    const char *version = sim_get("ollama.version");
-    int major = 0, minor = 0;
-
-    if (version)
-        sscanf(version, "%d.%d", &major, &minor);
-    return major > 0 || minor >= 30;
-}
-
 static void fault(int number)
 {
     static const char *const names[] = {[SIGABRT] = "SIGABRT: abort", [SIGSEGV] = "SIGSEGV: segmentation violation",
@@ -68,14 +58,14 @@ void ollama_go_signals(void)
 
 int main(int count, char **words)
 {
-    const char *version = sim_get("ollama.version"), *command = count > 1 ? words[1] : "";
+    const char *command = count > 1 ? words[1] : "";
 
     if (!getenv("HOME") || !*getenv("HOME")) {
         fprintf(stderr, "panic: $HOME is not defined\n\ngoroutine 1 [running]:\n");
         return 2;
     }
     if (count == 2 && (!strcmp(command, "--version") || !strcmp(command, "-v"))) {
-        printf("ollama version is %s\n", version ? version : "0.0.0");
+        printf("ollama version is %s\n", ollama_version);
         return 0;
     }
     if (!strcmp(command, "runner") && count > 2 && !strcmp(words[2], "--ollama-engine") && !ollama_is_c())

@@ -16,6 +16,7 @@ struct found { /* ml.DeviceInfo */
 /* The library directory that Ollama finds from its own path (v0.16.3:ml/path.go). */
 const char *ollama_lib(void);
 const char *ollama_exe(void);
+extern const char ollama_version[];
 int ollama_is_c(void); /* whether the release is 0.30 or later */
 
 int ollama_runner(int count, char **words);    /* ollama runner --ollama-engine --port N */

@@ -210,7 +210,6 @@ int ollama_serve(void)
 {
     static struct found devices[OLLAMA_DEVICES];
     char address[64], text[OLLAMA_PATH], memory[32], *models = getenv("OLLAMA_MODELS");
-    const char *version = sim_get("ollama.version");
     unsigned long long total = 0;
     size_t count, index;
     int code;
@@ -226,7 +225,7 @@ int ollama_serve(void)
     if (models)
         mkdir(models, 0755);
     go_log(GO_INFO, line("routes.go:1663", "routes.go:1951"), "server config", "env", "map[OLLAMA_DEBUG:... ]", NULL);
-    snprintf(text, sizeof text, "Listening on %s (version %s)", address, version ? version : "0.0.0");
+    snprintf(text, sizeof text, "Listening on %s (version %s)", address, ollama_version);
     go_log(GO_INFO, line("routes.go:1718", "routes.go:2008"), text, NULL);
     sim_act("ollama.serve", &code);
     count = ollama_discover(devices, OLLAMA_DEVICES);
