@@ -10,7 +10,7 @@ import pytest
 from tests.faults.gate import primary, run_gate, warnings
 
 ROOT = os.geteuid() == 0
-HANGS = (".pause", ".spin", ".futex", ".hang", ".module_loading_eager")
+HANGS = (".pause", ".spin", ".futex", ".hang", ".mute", ".garbage", ".module_loading_eager")
 Row = tuple[str, str, str, str, str, str]
 
 
@@ -61,11 +61,18 @@ def test_a_healthy_host_is_ready(host: str) -> None:
     assert (found.verdict.value, warnings(found)) == ("ready", set())
 
 
+@pytest.mark.parametrize("until", ["backend", "serve"])
 @pytest.mark.parametrize("host", ["h100-ollama", "h100-ollama-c", "h100x2-ollama"])
-def test_a_healthy_host_with_an_ollama_is_ready_up_to_its_backend(host: str) -> None:
-    found = run_gate(host, until="backend")
+def test_a_healthy_host_with_an_ollama_is_ready(host: str, until: str) -> None:
+    found = run_gate(host, until=until)
     assert (found.verdict.value, warnings(found)) == ("ready", set())
-    assert all("ggml" in gpu["views"] for gpu in found.gpus)
+    views = {"backend": {"ggml"}, "serve": {"ggml", "ollama"}}[until]
+    assert all(views <= set(gpu["views"]) for gpu in found.gpus)
+
+
+def test_a_run_without_a_target_is_complete_where_there_is_an_ollama() -> None:
+    assert run_gate("h100-ollama", until=None).verdict.value == "ready"
+    assert run_gate("h100", until=None).verdict.value == "blocked"
 
 
 @pytest.mark.parametrize(("host", "cause"), [("none", "kernel.pci.none"), ("no-driver", "kernel.module.not_loaded")])
