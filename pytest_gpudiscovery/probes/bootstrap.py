@@ -175,7 +175,7 @@ def environment(request: dict[str, Any], journal: Journal, guardian: Guardian) -
     """
     env: dict[str, str] = dict(request["env"])
     cache = jit_cache(env)
-    if "HOME" in env:
+    if env.get("HOME"):  # empty is none: os.UserHomeDir
         env["HOME"] = HOME  # without one Ollama ends with a panic, and so it must here
     if cache is None:
         return env

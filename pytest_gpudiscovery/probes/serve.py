@@ -96,7 +96,7 @@ def environment(request: dict[str, Any], home: str, journal: Journal) -> tuple[d
     env: dict[str, str] = dict(request["env"])
     cache = jit_cache(env)
     port = free_port()
-    if "HOME" in env:
+    if env.get("HOME"):  # empty is none: os.UserHomeDir
         env["HOME"] = home  # where the service has none, this server must end as that one does
     env |= {"OLLAMA_HOST": f"127.0.0.1:{port}", "OLLAMA_MODELS": f"{home}/models", "OLLAMA_DEBUG": "2", **QUIET}
     for name in ("NO_PROXY", "no_proxy", "https_proxy", "http_proxy", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
