@@ -96,6 +96,12 @@ static const char *driver_devices(struct found *to, int count)
     return NULL;
 }
 
+static void more(const char *name, int value) /* omitempty */
+{
+    if (value)
+        printf(",\"%s\":%d", name, value);
+}
+
 int ollama_gpu_discover(int count, char **words)
 {
     static struct found devices[OLLAMA_DEVICES];
@@ -117,11 +123,14 @@ int ollama_gpu_discover(int count, char **words)
         const struct found *device = &devices[index];
 
         printf("%s{\"library\":\"CUDA\",\"index\":%d,\"index_matches_backend\":true,\"name\":\"%s\",\"description\":\"%s\","
-               "\"device_id\":\"%s\",\"integrated_known\":true,\"total_memory\":%llu,\"free_memory\":%llu,"
-               "\"compute_major\":%d,\"compute_minor\":%d,\"cuda_driver_major\":%d,\"cuda_driver_minor\":%d,"
-               "\"nvidia_driver_major\":%d}",
-               index ? "," : "", index, device->name, device->description, device->pci, device->total, device->free,
-               device->cc_major, device->cc_minor, device->driver_major, device->driver_minor, device->nvidia_driver);
+               "\"device_id\":\"%s\",\"integrated_known\":true,\"total_memory\":%llu,\"free_memory\":%llu",
+               index ? "," : "", index, device->name, device->description, device->pci, device->total, device->free);
+        more("compute_major", device->cc_major);
+        more("compute_minor", device->cc_minor);
+        more("cuda_driver_major", device->driver_major);
+        more("cuda_driver_minor", device->driver_minor);
+        more("nvidia_driver_major", device->nvidia_driver);
+        printf("}");
     }
     printf("]}\n");
     return 0;
