@@ -82,7 +82,9 @@ def judge(group: Group, given: StageInput, limit_s: float) -> list[Check]:
     if any(defect(result) for result in mine):
         return [unknown(group.row, "the gate's own child failed", group.kind)]
     refused = {path: str(entry["error"]) for path, entry in seen.items() if string(entry.get("error"))}
-    left = [path for result in mine for path in sequence(result.observed.get("paths")) if path not in asked(mine)]
+    done = asked(mine)
+    listed = (string(path) for result in mine for path in sequence(result.observed.get("paths")))
+    left = [path for path in listed if path is not None and path not in done]
     if refused:
         path, error = next(iter(refused.items()))
         facts = {"path": path, "name": posixpath.basename(path), "error": error, "count": len(refused)}

@@ -141,6 +141,11 @@ def test_only_a_hang_inside_the_driver_stops_the_stages_after_it(blocked_in: str
     assert said.facts.get("hung_probe") is stuck
 
 
+@pytest.mark.parametrize("paths", [[[]], [{}], [None], {"a": 1}, "text", [1, "/x/libggml-cpu-b.so"]])
+def test_a_list_of_libraries_that_holds_anything_is_answered(paths: Any) -> None:
+    is_sound(judged(SEEN, cpu=result(observed={**CPU, "paths": paths})))
+
+
 def test_the_deadline_is_for_each_directory() -> None:
     facts = {"package": record("package", Outcome.PASSED, facts={"gpu_dirs": [directory("cuda_v12")]})}
     assert load.turns(context(), facts) == 2
