@@ -6,7 +6,6 @@ import argparse
 import contextlib
 import importlib.util
 import os
-import shutil
 import stat
 import sys
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ import pytest
 from pytest_gpudiscovery import loader_cli, simulate, stages
 from pytest_gpudiscovery.options import UsageProblem
 from pytest_gpudiscovery.plugin import OPTIONS
-from pytest_gpudiscovery.run import private_directory
+from pytest_gpudiscovery.scratch import Scratch
 
 USAGE = 4
 EXPLAIN = "explain what an Ollama log says about GPU discovery"
@@ -79,11 +78,11 @@ def _run(argv: list[str]) -> int:
 
 def _gate(given: argparse.Namespace) -> int:
     _check_report(given.gpu_report or os.environ.get("GPU_DISCOVERY_REPORT") or "gpu-discovery-report")
-    rootdir = private_directory()
+    rootdir = Scratch()
     try:
-        return int(pytest.main(_pytest_arguments(given, rootdir)))
+        return int(pytest.main(_pytest_arguments(given, rootdir.path)))
     finally:
-        shutil.rmtree(rootdir, ignore_errors=True)
+        rootdir.remove()
 
 
 def _pytest_arguments(given: argparse.Namespace, rootdir: str) -> list[str]:

@@ -6,7 +6,6 @@ else. The controller (or the only process) begins the run, shows it and conclude
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +19,8 @@ from pytest_gpudiscovery.finish import Finish, Selection
 from pytest_gpudiscovery.model import Outcome, StageRecord
 from pytest_gpudiscovery.reports import junit, wording
 from pytest_gpudiscovery.reports.console import Console, GateReporter
-from pytest_gpudiscovery.run import Run, private_directory
+from pytest_gpudiscovery.run import Run
+from pytest_gpudiscovery.scratch import Scratch
 from pytest_gpudiscovery.signals import Sigterm
 from pytest_gpudiscovery.stages.spec import longest_of
 
@@ -84,8 +84,9 @@ class Gate:
         collection.refuse_unknown(self.choice)
         try:
             self._settings = settings = start.settle(config, self.stages)
-            self._directory = private_directory()
-            config.add_cleanup(lambda: shutil.rmtree(self._directory, ignore_errors=True))
+            scratch = Scratch()
+            self._directory = scratch.path
+            config.add_cleanup(scratch.remove)
             start.refuse_partial_repeat(config, self.choice, settings.repeat)
             context = contexts.build(settings, self._directory)
         except options.UsageProblem as problem:

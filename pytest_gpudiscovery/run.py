@@ -12,7 +12,6 @@ import fcntl
 import math
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -29,20 +28,8 @@ LEDGER = "run"  # the folder of the records in the run directory
 BEFORE = ".before"  # added to the name of the folder: the records of the attempt before
 CLOSED = "closed"  # there once the controller wrote the final verdict
 LAST_WORD_S = 2.0  # a writer that holds the lock for longer hangs in its disk; atomic replacement still holds
-FALLBACK_DIRECTORIES = ("/dev/shm", "/run")  # noqa: S108 - made private by mkdtemp; where TMPDIR and /tmp are full or gone: that is stage 03's to judge
 
 Show = Callable[[StageRecord], None]
-
-
-def private_directory() -> str:
-    """Return a new directory that only this user can use; raises UsageProblem where none can be made."""
-    problem: OSError | None = None
-    for folder in (None, *FALLBACK_DIRECTORIES):
-        try:
-            return tempfile.mkdtemp(prefix="gpu-discovery-", dir=folder)
-        except OSError as error:
-            problem = problem or error
-    raise UsageProblem(f"no place for the run's records: {problem}; set TMPDIR to a directory that can be written")
 
 
 class Run:

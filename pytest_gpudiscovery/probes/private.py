@@ -30,14 +30,14 @@ def make(places: tuple[str, ...] = PLACES) -> str:
     raise problem or FileNotFoundError(2, "no place for a private directory", places[0])
 
 
-def sweep(place: str) -> None:
-    """Remove directories of this user in PLACE whose probe is gone."""
+def sweep(place: str, start: str = NAME) -> None:
+    """Remove directories of this user in PLACE whose process is gone: their names begin with START and its pid."""
     try:
-        names = [name for name in os.listdir(place) if name.startswith(NAME)]
+        names = [name for name in os.listdir(place) if name.startswith(start)]
     except OSError:
         return
     for name in names:
-        path, pid = f"{place}/{name}", name[len(NAME) :].partition("-")[0]
+        path, pid = f"{place}/{name}", name[len(start) :].partition("-")[0]
         try:
             gone = pid.isascii() and pid.isdigit() and not os.path.exists(f"/proc/{pid}")
             found = os.lstat(path)  # old: in a container, pids outside of it look gone

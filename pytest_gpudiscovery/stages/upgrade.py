@@ -11,7 +11,7 @@ import dataclasses
 import importlib
 import os
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_gpudiscovery.model import Check, Kind, Outcome, StageRecord
@@ -32,14 +32,15 @@ from pytest_gpudiscovery.supervise.types import ChildResult, Probe
 
 ROWS = ("P98", "P99", "P100", "P101")
 OF_THE_HOST = ("service", "loopback", "kernel", "nvml", "driver", "enumeration")
-OF_AN_INSTALL = ("package", "closure", "load", "backend", "bootstrap")
+OF_AN_INSTALL = upgrade_compare.OF_AN_INSTALL
+OF_THE_MIX = OF_AN_INSTALL[:-1]  # its libraries are in question, and its children say that; a server costs the most
 CANDIDATE, MIX, IN_PLACE = "candidate", "mix", "in place"
 MIX_S = 30.0
 
 
-def specs() -> list[StageSpec]:
+def specs(names: Sequence[str] = OF_AN_INSTALL) -> list[StageSpec]:
     """Return the stages that an install goes through, in order."""
-    return [importlib.import_module(f"pytest_gpudiscovery.stages.{name}").SPEC for name in OF_AN_INSTALL]
+    return [importlib.import_module(f"pytest_gpudiscovery.stages.{name}").SPEC for name in names]
 
 
 def shared(prior: Mapping[str, StageRecord]) -> dict[str, StageRecord]:
@@ -84,7 +85,7 @@ def plan(
         return None if request is None else (MIX, look(context, "mix", request, MIX_S, as_caller=True))
     if not mapping(results[MIX].answer).get("built"):
         return None
-    return chain.walk(IN_PLACE, specs(), in_place(context), shared(prior), results)[1]
+    return chain.walk(IN_PLACE, specs(OF_THE_MIX), in_place(context), shared(prior), results)[1]
 
 
 def _mix(
@@ -110,11 +111,11 @@ def _mix(
 
 
 def turns(context: RunContext, prior: Mapping[str, StageRecord]) -> int:
-    """Return how many minutes the stage may take: as long as its parts, twice."""
+    """Return how often 90 s the stage may take: as long as its parts, over the candidate and over the mix."""
     if context.candidate_path is None:
         return 1
-    parts = sum(deadline_of(context, spec, prior) for spec in specs())
-    return max(1, round(2 * parts / SPEC.deadline_s))
+    parts = sum(deadline_of(context, spec, prior) for spec in (*specs(), *specs(OF_THE_MIX)))
+    return max(1, round(parts / SPEC.deadline_s))
 
 
 def judge(given: StageInput) -> Judgement:
@@ -127,7 +128,7 @@ def judge(given: StageInput) -> Judgement:
     records, left = chain.walk(CANDIDATE, specs(), of_candidate(context), host, given.results)
     mixed, stale = None, sequence(mapping(given.observed(MIX)).get("stale"))
     if given.observed(MIX).get("built"):
-        mixed, _ = chain.walk(IN_PLACE, specs(), in_place(context), host, given.results)
+        mixed, _ = chain.walk(IN_PLACE, specs(OF_THE_MIX), in_place(context), host, given.results)
     if left is not None:
         reason = f"the candidate was not asked to the end: {left[0]} is missing"
         checks: tuple[Check, ...] = tuple(unknown(row, reason, _kind(row), subject=CANDIDATE) for row in ROWS)
@@ -151,7 +152,7 @@ SPEC = StageSpec(
     name="upgrade",
     title="candidate against installed",
     after=(),  # also where the installed Ollama is broken, and then most stages before were not reached
-    deadline_s=60.0,
+    deadline_s=90.0,  # eight times this, at most, is enough for an install with two GPU directories
     rows=ROWS,
     plan=plan,
     judge=judge,
@@ -167,6 +168,7 @@ SPEC = StageSpec(
         "load",
         "backend",
         "bootstrap",
+        "serve",
     ),
     ollama_budget_s=30.0,
     optional=AnyName(),

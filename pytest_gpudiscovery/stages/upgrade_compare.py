@@ -18,11 +18,13 @@ from pytest_gpudiscovery.diagnosis import catalogue
 from pytest_gpudiscovery.diagnosis.resolver import resolve
 from pytest_gpudiscovery.model import Check, CheckOutcome, Finding, Kind, Outcome, StageRecord
 from pytest_gpudiscovery.stages import identity
+from pytest_gpudiscovery.stages.bootstrap_runner import number
 from pytest_gpudiscovery.stages.identity import mapping, objects, sequence, string
 from pytest_gpudiscovery.stages.spec import StageInput, found, passed, unknown
 
 Facts = Mapping[str, Any]
 SUBJECT = "candidate"
+OF_AN_INSTALL = ("package", "closure", "load", "backend", "bootstrap", "serve")
 SLOWER, SLOW_S = 2.0, 5.0  # a discovery that takes twice as long, and longer than this, is worth a word
 STALE_SHOWN = 12
 
@@ -38,13 +40,20 @@ class Said:
 
 @dataclass(frozen=True)
 class Side:
-    """What one install showed. `gpus` is None where it was not asked to the end."""
+    """What one install showed. `gpus` is None where it was not asked to the end.
+
+    `computes` is what its private server named in "inference compute" lines, None where none was started or answered;
+    where there is an answer, `gpus` is that, because it is what counts.
+    """
 
     version: str
     era: str
     gpus: tuple[Facts, ...] | None
     directories: tuple[str, ...]
     seconds: float | None
+    computes: tuple[Facts, ...] | None
+    served: float | None  # seconds until the server said so
+    mute: bool  # a server was started, and what it computes on is not known
     reason: Finding | None  # its primary cause where it does not keep every GPU
     warnings: tuple[str, ...]
 
@@ -56,6 +65,8 @@ class Side:
             "gpus": None if self.gpus is None else [dict(gpu) for gpu in self.gpus],
             "directories": list(self.directories),
             "seconds": self.seconds,
+            "computes": None if self.computes is None else [dict(gpu) for gpu in self.computes],
+            "serve_seconds": self.served,
             "cause": None if self.reason is None else self.reason.cause,
             "warnings": list(self.warnings),
         }
@@ -89,22 +100,26 @@ def compare(
 
 def side(records: Mapping[str, StageRecord]) -> Side:
     """Return what the RECORDS of one install say together."""
-    package, bootstrap = (records.get(name) for name in ("package", "bootstrap"))
+    package, bootstrap, serve = (records.get(name) for name in ("package", "bootstrap", "serve"))
     facts = mapping(package.facts if package else None)
     seen = mapping(bootstrap.facts if bootstrap else None)
-    kept = [gpu for gpu in objects(seen.get("kept")) if gpu.get("library") == "CUDA"]
+    kept = _cuda(seen.get("kept"))
+    said = mapping(serve.facts if serve else None)
+    computes = _cuda(said.get("devices")) if isinstance(said.get("devices"), list) else None
     asked = bootstrap is not None and bootstrap.outcome is not Outcome.NOT_REACHED and "kept" in seen
     times = [run.get("seconds") for run in objects(seen.get("children"))]
     seconds = [float(time) for time in times if isinstance(time, (int, float)) and not isinstance(time, bool)]
-    mine = [
-        record for name, record in records.items() if name in ("package", "closure", "load", "backend", "bootstrap")
-    ]
+    mine = [record for name, record in records.items() if name in OF_AN_INSTALL]
+    gpus = kept if computes is None else computes
     return Side(
         version=string(facts.get("version")) or "an unknown version",
         era=string(facts.get("era")) or "",
-        gpus=tuple(kept) if asked else None,
-        directories=tuple(dict.fromkeys(str(gpu.get("libdir")) for gpu in kept)),
+        gpus=tuple(gpus) if asked else None,
+        directories=tuple(dict.fromkeys(str(gpu.get("libdir")) for gpu in gpus)),
         seconds=round(sum(seconds), 3) if seconds else None,
+        computes=None if computes is None else tuple(computes),
+        served=number(said.get("seconds")),
+        mute=serve is not None and serve.outcome is not Outcome.NOT_REACHED and computes is None,
         reason=_reason(mine),
         warnings=tuple(
             dict.fromkeys(
@@ -115,6 +130,10 @@ def side(records: Mapping[str, StageRecord]) -> Side:
             )
         ),
     )
+
+
+def _cuda(devices: Any) -> list[Facts]:
+    return [gpu for gpu in objects(devices) if gpu.get("library") == "CUDA"]
 
 
 def _reason(records: Sequence[StageRecord]) -> Finding | None:
@@ -134,6 +153,8 @@ def _gpus(old: Side, new: Side) -> Check:
     """Judge P98: the candidate keeps every GPU that the installed Ollama keeps, and at least one."""
     if new.gpus is None and new.reason is None:
         return unknown("P98", "the candidate's own discovery could not be asked", subject=SUBJECT)
+    if new.mute and new.reason is None:
+        return unknown("P98", "the candidate's own server could not be asked", subject=SUBJECT)
     mine = new.gpus or ()
     lost = [gpu for gpu in old.gpus or () if not any(_same(gpu, other) for other in mine)]
     reason = new.reason
@@ -201,11 +222,16 @@ def _time(old: Side, new: Side) -> Check:
     """Judge P101: how long the candidate's discovery takes beside the installed one's."""
     if new.seconds is None:
         return unknown("P101", "the candidate's discovery was not timed", Kind.RISK, subject=SUBJECT)
-    facts = {"seconds": new.seconds, "before": old.seconds or 0.0, "version": new.version}
-    if new.seconds > SLOW_S and (old.seconds is None or new.seconds > SLOWER * old.seconds):
-        return found("upgrade.slower", facts, subject=SUBJECT, expected=old.seconds, observed=new.seconds)
-    before = "" if old.seconds is None else f", installed {old.seconds:.2f} s"
-    return passed("P101", Kind.RISK, subject=SUBJECT, reason=f"{new.seconds:.2f} s{before}", observed=new.seconds)
+    for seconds, before in ((new.seconds, old.seconds), (new.served, old.served)):
+        if seconds is None or seconds <= SLOW_S or (before is None and seconds is not new.seconds):
+            continue
+        if before is None or seconds > SLOWER * before:
+            facts = {"seconds": seconds, "before": before or 0.0, "version": new.version}
+            return found("upgrade.slower", facts, subject=SUBJECT, expected=before, observed=seconds)
+    text = f"{new.seconds:.2f} s" + ("" if old.seconds is None else f", installed {old.seconds:.2f} s")
+    if new.served is not None:
+        text += f"; its server {new.served:.2f} s" + ("" if old.served is None else f", installed {old.served:.2f} s")
+    return passed("P101", Kind.RISK, subject=SUBJECT, reason=text, observed=new.seconds)
 
 
 # --- what else changes -----------------------------------------------------------------------------------------------

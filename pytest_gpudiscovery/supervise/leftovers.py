@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from pytest_gpudiscovery.probes.guardian import NAME as GUARDIAN
 from pytest_gpudiscovery.supervise import procfs
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending, Probe
 
@@ -14,9 +15,16 @@ SCAN_S = 1.0
 
 
 def outside(pid: int) -> list[tuple[int, procfs.Stat]]:
-    """Return the descendants of PID, alive, that killing its process group does not reach."""
+    """Return the descendants of PID, alive, that killing its process group does not reach.
+
+    A probe's guardian is none: it ends when the probe does, and cleans up before.
+    """
     found = ((other, procfs.stat(other)) for other in procfs.descendants(pid))
-    return [(other, stat) for other, stat in found if stat and stat.group != pid and stat.state != "Z"]
+    return [
+        (other, stat)
+        for other, stat in found
+        if stat and stat.group != pid and stat.state != "Z" and stat.name != GUARDIAN
+    ]
 
 
 def kill(pid: int, start: int) -> bool:

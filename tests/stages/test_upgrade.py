@@ -20,6 +20,8 @@ from tests.faults.gate import primary, run_gate, warnings
 from tests.stages.hostile import ANYTHING
 
 GPU = {"name": "NVIDIA H100", "library": "CUDA", "libdir": "cuda_v12", "pci": "0000:00:06.0", "id": "GPU-1"}
+CPU = {**GPU, "library": "cpu"}
+SERVE_FACTS = {"total_vram": "0 B", "why": "x", "first": "x", "count": 1, "expected": 2, "missing": "x", "devices": "x"}
 SECOND = {**GPU, "pci": "0000:00:07.0", "id": "GPU-2"}
 
 
@@ -30,8 +32,15 @@ def install(
     seconds: float = 0.5,
     cause: str = "",
     names: dict[str, str] | None = None,
+    serves: tuple[dict[str, Any], ...] | None = (),
+    served: float = 0.6,
+    serve_cause: str = "",
 ) -> dict[str, StageRecord]:
-    """Return the records of an Ollama of VERSION that keeps GPUS; CAUSE is a finding of its closure stage."""
+    """Return the records of an Ollama of VERSION that keeps GPUS; CAUSE is a finding of its closure stage.
+
+    SERVES are the devices of its private server, which took SERVED seconds and has the finding SERVE_CAUSE: (), as
+    GPUS; None, it gave no answer.
+    """
     checks = (found(cause, {"floor": 550, "reason": "x", "cc": "9.0"}, subject="dir:cuda_v12"),) if cause else ()
     closure = {
         "closures": [
@@ -50,6 +59,12 @@ def install(
         "closure": record("closure", Outcome.FAILED if cause else Outcome.PASSED, facts=closure, checks=checks),
         "bootstrap": record(
             "bootstrap", Outcome.PASSED, facts={"kept": list(gpus), "children": [{"seconds": seconds}]}
+        ),
+        "serve": record(
+            "serve",
+            Outcome.PROBE_ERROR if serves is None else Outcome.FAILED if serve_cause else Outcome.PASSED,
+            facts=None if serves is None else {"devices": list(serves or gpus), "seconds": served},
+            checks=(found(serve_cause, SERVE_FACTS),) if serve_cause else (),
         ),
     }
 
@@ -93,7 +108,7 @@ def test_one_of_two_is_lost() -> None:
 
 def test_a_broken_install_is_no_reason_to_stay() -> None:
     old = install("0.16.3", "B")
-    del old["bootstrap"]
+    del old["bootstrap"], old["serve"]
     said = compared(old, install("0.24.0", "B", GPU))
     assert causes(said) == {}
     assert said.sentence == "safe to upgrade to 0.24.0: 1 GPU(s)"
@@ -111,6 +126,36 @@ def test_a_candidate_that_was_not_asked_is_no_green() -> None:
     (row,) = [check for check in said.checks if check.prerequisite == "P98"]
     assert row.outcome is CheckOutcome.UNKNOWN
     assert said.sentence == "cannot tell whether 0.24.0 keeps the GPUs"
+
+
+def test_what_the_server_computes_on_is_what_counts() -> None:
+    """Its children keep both GPUs, and its server says another thing."""
+    old = install("0.16.3", "B", GPU, SECOND)
+    for serves, cause, lost in (
+        ((CPU,), "serve.cpu_alone", "0000:00:06.0, 0000:00:07.0"),
+        ((GPU,), "serve.fewer", "0000:00:07.0"),
+    ):
+        said = compared(old, install("0.32.15", "C", GPU, SECOND, serves=serves, serve_cause=cause))
+        assert causes(said) == {"upgrade.loses_gpu": "failed"}
+        assert said.sentence.startswith(f"0.32.15 loses {lost}: ")
+        assert said.comparison["candidate"]["cause"] == cause
+        assert [gpu["pci"] for gpu in said.comparison["candidate"]["computes"]] == [
+            gpu["pci"] for gpu in serves if gpu is not CPU
+        ]
+    assert said.comparison["installed"]["computes"] == [GPU, SECOND]
+
+
+def test_a_server_that_was_not_asked_is_no_green() -> None:
+    said = compared(install("0.16.3", "B", GPU), install("0.24.0", "B", GPU, serves=None))
+    assert said.sentence == "cannot tell whether 0.24.0 keeps the GPUs"
+
+
+def test_a_slower_server() -> None:
+    new = install("0.24.0", "B", GPU, served=9.0)
+    assert causes(compared(install("0.16.3", "B", GPU, served=1.0), new)) == {"upgrade.slower": "warned"}
+    broken = install("0.16.3", "B", GPU)
+    broken["serve"] = record("serve", Outcome.NOT_REACHED, facts={})
+    assert causes(compared(broken, new)) == {}
 
 
 def test_what_unpacking_over_the_old_release_leaves() -> None:
@@ -155,7 +200,7 @@ def test_what_moved_in_the_closure() -> None:
 @given(ANYTHING, ANYTHING)
 def test_any_facts_at_all_never_raise(old: Any, new: Any) -> None:
     sides = [
-        {name: record(name, Outcome.PASSED, facts=facts) for name in ("package", "closure", "bootstrap")}
+        {name: record(name, Outcome.PASSED, facts=facts) for name in ("package", "closure", "bootstrap", "serve")}
         for facts in (old, new)
     ]
     said = compared(sides[0], sides[1], sides[1])
@@ -222,9 +267,8 @@ def test_nothing_is_built_where_nothing_would_be_left(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A second simulated release, the same version, elsewhere."""
-    folder = tmp_path_factory.mktemp("candidate")
-    made = simulate.prepare(simulate.parse("h100-ollama"), str(folder))
+    """The newer simulated release, elsewhere."""
+    made = simulate.prepare(simulate.parse("h100-ollama-c"), str(tmp_path_factory.mktemp("candidate")))
     assert made.ollama is not None
     return Path(made.ollama)
 
@@ -244,7 +288,20 @@ def test_a_release_beside_what_is_installed(release: Path, host: str, verdict: s
     assert primary(said)[0] == stage or verdict == "degraded"
     last = next(record for record in said.stages if record.name == "upgrade")
     assert sentence in last.summary
-    assert said.comparison["candidate"]["gpus"] is not None
+    candidate = said.comparison["candidate"]
+    assert (candidate["version"], candidate["era"]) == ("0.32.15", "C")
+    if verdict == "blocked":
+        assert candidate["computes"] is None  # its children show no GPU: no server is started for that
+    else:
+        assert [gpu["pci"] for gpu in candidate["computes"]] == ["0000:00:06.0"]
+        assert candidate["serve_seconds"] > 0
+
+
+def test_a_candidate_whose_server_does_not_compute_on_the_gpu_blocks(tmp_path: Path) -> None:
+    made = simulate.prepare(simulate.parse("h100-ollama-c:serve.cpu"), str(tmp_path))
+    said = run_gate("h100-ollama", until=None, ollama_candidate=made.ollama)
+    assert primary(said) == ("upgrade", "failed", "upgrade.loses_gpu")
+    assert said.comparison["candidate"]["cause"] == "serve.cpu_alone"
 
 
 def test_a_candidate_that_loses_the_gpu_blocks(tmp_path: Path) -> None:
