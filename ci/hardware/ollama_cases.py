@@ -184,7 +184,7 @@ NOEXEC = 'mount --bind "$lib" "$lib"; mount -o remount,bind,noexec "$lib"'
 def _context(name: str) -> list[Case]:
     node, lo = ("kernel.node.missing",), ("loopback.lo.down",)
     nvidiactl, gpu0 = ("nvidiactl",), ("nvidia0",)
-    memory = ("service.limit.address_space",)
+    memory = ("service.limit.address_space", "service.limit.address_space_finite")
     listens = "gpu" if name in ERA_C else "cpu"  # llama-server is asked over its standard output
     missing = {"TMPDIR": "/nonexistent/tmp"}
     return [
