@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 import textwrap
@@ -18,9 +17,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pytest_gpudiscovery import stages
-from pytest_gpudiscovery.diagnosis.catalogue import DATA, Cause, causes
+from pytest_gpudiscovery.diagnosis import catalogue, ollama_says
+from pytest_gpudiscovery.diagnosis.catalogue import Cause, causes
 from pytest_gpudiscovery.model import Kind, Severity
 from pytest_gpudiscovery.reports.html_story import ACTIONS
+from pytest_gpudiscovery.reports.wording import NOT_OLLAMA
 
 ROOT = Path(__file__).resolve().parent.parent
 INDEX, PAGES = "docs/runbook.md", "docs/runbook"
@@ -33,7 +34,7 @@ def pages() -> dict[str, str]:
     """Return every page by its path under the repository."""
     table = stages.table()
     by_stage = {name: _of(name) for name in table}
-    rows = json.loads((DATA / "prerequisites.json").read_text(encoding="utf-8"))
+    rows = catalogue.rows().values()
     found = {INDEX: "\n".join(_index(by_stage)) + "\n"}
     for name, spec in table.items():
         if by_stage[name]:
@@ -54,7 +55,9 @@ def _index(by_stage: dict[str, list[Cause]]) -> Iterator[str]:
         "The last line of a run names the stage that blocks: `gpu-discovery: BLOCKED at 06 driver: ...`. Its page has "
         "every cause that this stage can name, with the next command and what that command does to the host. The id of "
         "a cause (`driver.cuinit.hang`) is in verdict.json (`blockers[0].cause`), report.html, JUnit and Allure. What "
-        "stands as `<name>` or `name` is filled in for the host by the report."
+        "stands as `<name>` or `name` is filled in for the host by the report. What Ollama logs for a cause is told "
+        "by era: A up to v0.12.3, B v0.12.4 to v0.24.0, C from v0.30.0; DEBUG is OLLAMA_DEBUG=1, TRACE is "
+        "OLLAMA_DEBUG=2."
     )
     yield "| stage | causes that block | others |"
     yield "|---|---|---|"
@@ -95,11 +98,25 @@ def _page(title: str, deadline: float, rows: list[dict[str, str]], found: list[C
             yield from ("", f"Next ({cause.action.value}: {ACTIONS[cause.action]}):", "", "```")
             yield FIELD.sub(r"<\1>", cause.next).replace("{{", "{").replace("}}", "}")
             yield "```"
-        links = [source for source in cause.sources if source.startswith("https://")]
-        others = [source for source in cause.sources if source not in links]
-        if links or others:
-            told = [f"<{link}>" for link in links] + [f"`{other}`" for other in others]
-            yield from ("", f"Sources: {', '.join(told)}")
+        yield from _ollama(cause)
+        told = ", ".join(map(_source, catalogue.sources(cause)))
+        yield from ("", f"Sources: {told}" if cause.sources else f"Sources (of {cause.prerequisite}): {told}")
+
+
+def _ollama(cause: Cause) -> Iterator[str]:
+    family = ollama_says.of(cause.id)
+    if family is None or family.name == NOT_OLLAMA:
+        return
+    eras = ", ".join(ollama_says.eras(cause.id))
+    yield from ("", f"Ollama (eras {eras}) logs at INFO {_prose(family.info)}. At DEBUG: {_prose(family.debug)}.")
+    yield f"At TRACE: {_prose(family.trace)}."
+
+
+def _source(source: str) -> str:
+    address = catalogue.link(source)
+    if address is None:
+        return f"`{source}`"
+    return f"<{address}>" if address == source else f"[`{source}`]({address})"
 
 
 def _prose(template: str) -> str:

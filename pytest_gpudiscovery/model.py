@@ -160,6 +160,8 @@ class Blocker:
     summary: str
     explains: tuple[str, ...] = ()  # stages not reached because of it
     consequences: tuple[str, ...] = ()  # causes found elsewhere that this one explains
+    confidence: float | None = None  # 0..1; None in a verdict of an older version
+    surer: str = ""  # one sentence: what would raise the confidence; "" from 0.9 on
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,23 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import pytest_gpudiscovery
 from pytest_gpudiscovery import stages
-from pytest_gpudiscovery.diagnosis import catalogue
+from pytest_gpudiscovery.diagnosis import catalogue, certainty, ollama_says, patterns
 from pytest_gpudiscovery.diagnosis.resolver import EVERYTHING
-from pytest_gpudiscovery.model import SUMMARY_LIMIT, Kind
+from pytest_gpudiscovery.model import SUMMARY_LIMIT, Kind, Severity
 
 PACKAGE = Path(pytest_gpudiscovery.__file__).parent
 ROWS = {row["id"]: row for row in json.loads((catalogue.DATA / "prerequisites.json").read_text())}
+# What has no address: measured by us (with the file of docs/ where it is kept), or known by name.
+SOURCE = re.compile(
+    r"measured[ ,]|checked on |docs/(evidence|decisions|architecture)|v\d+\.\d+\.\d+ |ggml|glibc |man |systemd"
+)
 JUDGES = ("stages", "diagnosis", PACKAGE.name)
 SOURCES = (
     "\n".join(path.read_text() for path in PACKAGE.rglob("*.py") if path.parent.name in JUDGES)
@@ -42,6 +47,88 @@ def test_an_entry_is_complete(cause: catalogue.Cause) -> None:
         matches = (other == pattern or (pattern.endswith(".") and other.startswith(pattern)) for other in known)
         assert pattern == EVERYTHING or any(matches), pattern
         assert pattern != cause.id
+
+
+def test_every_file_fits_the_schema_that_is_shipped() -> None:
+    schema = json.loads((PACKAGE / "schema" / "cause-1.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
+    for path in (catalogue.DATA / "causes").glob("*.json"):
+        found = [f"{path.name} {list(error.path)}: {error.message}" for error in validator.iter_errors(_read(path))]
+        assert found == []
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def test_every_cause_has_sources_that_can_be_looked_up() -> None:
+    for cause in catalogue.causes().values():
+        told = catalogue.sources(cause)
+        assert told or cause.id.startswith("engine."), f"{cause.id}: give it or {cause.prerequisite} a source"
+        for source in told:
+            assert catalogue.link(source) or SOURCE.match(source), (cause.id, source)
+
+
+def test_every_row_says_which_eras_it_touches_and_where_that_is_from() -> None:
+    for row in ROWS.values():
+        assert row.get("eras"), f"{row['id']} of prerequisites.json needs eras: which of {ollama_says.ERAS} it touches"
+        assert set(row["eras"]) <= set(ollama_says.ERAS), row
+        assert row.get("sources"), f"{row['id']} of prerequisites.json needs sources"
+        assert all(catalogue.link(source) or SOURCE.match(source) for source in row["sources"]), row
+
+
+def test_every_cause_says_what_ollama_logs() -> None:
+    for cause in catalogue.causes().values():
+        family = ollama_says.of(cause.id)
+        assert family is not None, f"{cause.id} has no family: add a pattern to data/ollama_says.json"
+        assert ollama_says.eras(cause.id)
+    for family in ollama_says.families().values():
+        assert family.info
+        assert family.debug
+        assert family.trace
+        assert catalogue.link(family.source) or SOURCE.match(family.source), family
+    used = {ollama_says.of(cause) for cause in catalogue.causes()}
+    assert used == set(ollama_says.families().values())
+
+
+def test_what_is_said_of_ollama_fits_what_the_cause_is() -> None:
+    """A hang never has the family of a quick failure, and what blocks is never said to go unnoticed."""
+    for cause in catalogue.causes().values():
+        family = ollama_says.of(cause.id)
+        assert family is not None
+        if cause.id.endswith(".hang") and family.name not in ("gate", "context", "first_use", "serve", "native"):
+            assert "30 s" in family.info, (cause.id, family.name)
+        if cause.severity is Severity.BLOCKER and cause.kind is Kind.BLOCKING:
+            assert family.name != "unnoticed" or cause.id.startswith("enumeration.profile."), cause.id
+
+
+def test_a_pattern_names_something() -> None:
+    for table in (ollama_says.patterns(), _read(catalogue.DATA / "certainty.json")["surer"]):
+        for pattern in table:
+            assert any(patterns.matches(cause, (pattern,)) for cause in catalogue.causes()), pattern
+
+
+def test_every_cause_that_is_not_certain_says_what_would_make_it_so() -> None:
+    for cause in catalogue.causes():
+        assert certainty.sentence(cause).endswith("."), f"{cause}: add a pattern to data/certainty.json"
+        assert len(certainty.sentence(cause)) <= 160
+
+
+def test_no_cause_explains_itself_by_way_of_others() -> None:
+    edges = {
+        cause.id: {other for other in catalogue.causes() if patterns.matches(other, cause.explained_by)}
+        for cause in catalogue.causes().values()
+    }
+    for begin, first in edges.items():
+        seen: set[str] = set()
+        todo = list(first)
+        while todo:
+            current = todo.pop()
+            if current not in seen:
+                seen.add(current)
+                todo.extend(edges[current])
+        assert begin not in seen, begin
 
 
 @pytest.mark.parametrize("cause", list(catalogue.causes().values()), ids=lambda cause: cause.id)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_gpudiscovery import stages
 from pytest_gpudiscovery.diagnosis import catalogue
 from pytest_gpudiscovery.diagnosis.resolver import resolve
-from pytest_gpudiscovery.model import Outcome, Severity, StageRecord
-from pytest_gpudiscovery.stages.spec import found
+from pytest_gpudiscovery.model import Check, CheckOutcome, Kind, Outcome, Severity, StageRecord
+from pytest_gpudiscovery.stages.spec import found, unknown
 from tests.fakes import record
 
+SUBJECTS = ("host", "gpu:0000:00:06.0", "dir:cuda_v12", "dir:cuda_v13")
+SURE = 0.9
 NUMBERS = {
     "service": 2,
     "kernel": 4,
@@ -102,3 +106,54 @@ def test_ollama_overrules_no_stage_that_is_required_and_none_that_comes_later() 
     blockers = resolve([before, warned("bootstrap", "gate.disagrees"), later], NUMBERS)
     assert blockers[0].cause == "driver.cuinit.802"
     assert "gate.disagrees" not in [blocker.cause for blocker in blockers]
+
+
+ALL = {name: number for number, name in enumerate(stages.NAMES, 1)}
+
+
+@given(data=st.data())
+def test_any_subset_of_the_catalogue_in_any_order_gives_one_answer(data: st.DataObject) -> None:
+    chosen = data.draw(
+        st.lists(st.tuples(st.sampled_from(sorted(catalogue.causes())), st.sampled_from(SUBJECTS)), max_size=12)
+    )
+    by_stage: dict[str, list[Check]] = {}
+    for number, (cause, subject) in enumerate(chosen):
+        check = found(cause, {"step": f"step {number}", "short": f"text {number}"}, subject=subject)
+        by_stage.setdefault(catalogue.causes()[cause].stages[0], []).append(check)
+    records = [record(name, Outcome.FAILED, checks=tuple(checks)) for name, checks in by_stage.items()]
+    records += [
+        record(name, Outcome.NOT_REACHED, blocked_by=next(iter(by_stage), None)) for name in ALL if name not in by_stage
+    ]
+    shuffled = [
+        dataclasses.replace(one, checks=tuple(data.draw(st.permutations(one.checks)))) if one.checks else one
+        for one in records
+    ]
+    blockers = resolve(records, ALL)
+    assert resolve(data.draw(st.permutations(shuffled)), ALL) == blockers
+    failures = {check.finding.cause for one in records for check in one.checks if check.finding and _failed(check)}
+    told = {blocker.cause for blocker in blockers} | {cause for one in blockers for cause in one.consequences}
+    assert failures <= told
+    assert len({(blocker.stage, blocker.subject, blocker.cause) for blocker in blockers}) == len(blockers)
+    for blocker in blockers:
+        assert blocker.confidence is not None
+        assert 0 < blocker.confidence <= 1
+        assert bool(blocker.surer) == (blocker.confidence < SURE)
+
+
+def _failed(check: Check) -> bool:
+    return check.outcome is CheckOutcome.FAILED
+
+
+def test_a_hang_is_less_certain_while_nobody_could_read_the_kernel_log() -> None:
+    open_log = record("kernel", Outcome.WARNED, checks=(unknown("P86", "dmesg is restricted", Kind.OBSERVABILITY),))
+    (seen,) = resolve([failed("driver", "driver.cuinit.hang")], NUMBERS)
+    (blind,) = resolve([failed("driver", "driver.cuinit.hang"), open_log], NUMBERS)
+    assert (seen.confidence, seen.surer) == (0.9, "")
+    assert blind.confidence == 0.75
+    assert "kernel log" in blind.surer
+
+
+def test_what_the_kernel_log_cannot_explain_is_as_certain_without_it() -> None:
+    open_log = record("kernel", Outcome.WARNED, checks=(unknown("P86", "dmesg is restricted", Kind.OBSERVABILITY),))
+    (blocker,) = resolve([failed("service", "service.env.ollama_llm_library"), open_log], NUMBERS)
+    assert (blocker.confidence, blocker.surer) == (catalogue.causes()["service.env.ollama_llm_library"].confidence, "")

@@ -5,15 +5,19 @@ One entry:
      "severity": "blocker", "rank": 10, "summary": "cuInit(0) did not return within {deadline_s:g} s",
      "explanation": "...", "next": "dmesg -T | grep -i xid", "action": "safe",
      "explained_by": ["kernel.xid.fatal"], "sources": ["https://..."]}
-`summary`, `explanation` and `next` are str.format templates over the facts given to `finding()`. `rank` orders causes
-inside one stage (smaller is nearer to the root); `explained_by` lists causes (or prefixes ending in ".", or "*" for
-whatever failed in an earlier stage) that, when found as well, make this one their consequence.
+The schema is `schema/cause-1.json`. `summary`, `explanation` and `next` are str.format templates over the facts given
+to `finding()`. `rank` orders causes inside one stage (smaller is nearer to the root); `explained_by` lists causes (or
+prefixes ending in ".", or "*" for whatever failed in an earlier stage) that, when found as well, make this one their
+consequence. What an entry leaves out is said once elsewhere: sources and eras by its prerequisite
+(`data/prerequisites.json`), what Ollama logs by a family (`ollama_says.py`), what would make a doubtful diagnosis surer
+by `certainty.py`.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +27,7 @@ from typing import Any
 from pytest_gpudiscovery.model import SUMMARY_LIMIT, Action, Finding, Kind, Severity
 
 DATA = Path(__file__).parent / "data"
+_OLLAMA_FILE = re.compile(r"(?P<tag>v\d+\.\d+\.\d+):(?P<path>[\w./-]+)(?::(?P<lines>\d+(?:-\d+)?))?(?:,.*)?")
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class Cause:
     explained_by: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
     confidence: float = 0.9
+    ollama: str = ""  # family of what Ollama logs, where the patterns of ollama_says.json do not fit
+    surer: str = ""  # one sentence: what would raise the confidence
 
 
 class _Missing(dict[str, Any]):
@@ -73,6 +80,29 @@ def causes() -> dict[str, Cause]:
             }
         )
     return found
+
+
+@functools.cache
+def rows() -> dict[str, dict[str, Any]]:
+    """Return every prerequisite by id: stage, kind, title, eras, sources."""
+    entries = json.loads((DATA / "prerequisites.json").read_text(encoding="utf-8"))
+    return {entry["id"]: entry for entry in entries}
+
+
+def sources(cause: Cause) -> tuple[str, ...]:
+    """Return where CAUSE is known from: its own sources, without any those of its prerequisite."""
+    return cause.sources or tuple(rows().get(cause.prerequisite, {}).get("sources", ()))
+
+
+def link(source: str) -> str | None:
+    """Return SOURCE as an address: itself, or Ollama's file for `TAG:path[:first[-last]]`; None when it has none."""
+    if source.startswith("https://"):
+        return source
+    found = _OLLAMA_FILE.fullmatch(source)
+    if found is None:
+        return None
+    lines = re.sub(r"(\d+)", r"L\1", found["lines"] or "")
+    return f"https://github.com/ollama/ollama/blob/{found['tag']}/{found['path']}{'#' + lines if lines else ''}"
 
 
 def finding(

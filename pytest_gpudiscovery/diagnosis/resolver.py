@@ -6,8 +6,9 @@ Ranking, in this order:
    consequence: it is listed under the explaining cause. Explanations are followed to their root. `*` stands for
    every cause that failed in an earlier stage: what Ollama's own children meet is the sum of what was tested before.
 3. Of the roots, the smaller stage number comes first, then the smaller `rank` in the catalogue, then the subject,
-   then the cause id. So the result does not depend on the order in which findings are given.
+   the cause id and the summary. So the result does not depend on the order in which findings are given.
 4. What is left beside the first root is an independent blocker, listed after it.
+   Its confidence is its finding's, less where the gate could not look for what would explain it (certainty.py).
 5. Where Ollama itself sees every GPU (`gate.disagrees`, docs/decisions/0006), what failed in earlier stages that are
    not required is listed under that: nothing of it stops Ollama.
 """
@@ -17,7 +18,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from pytest_gpudiscovery.diagnosis import catalogue
+from pytest_gpudiscovery.diagnosis import catalogue, certainty
+from pytest_gpudiscovery.diagnosis.patterns import matches
 from pytest_gpudiscovery.model import Blocker, CheckOutcome, Finding, Outcome, StageRecord
 
 OVERRULES = "gate.disagrees"
@@ -33,14 +35,15 @@ class _Found:
     failed: bool
 
     @property
-    def key(self) -> tuple[int, int, str, str]:
+    def key(self) -> tuple[int, int, str, str, str]:
         cause = catalogue.causes().get(self.finding.cause)
-        return (self.number, cause.rank if cause else 0, self.subject, self.finding.cause)
+        rank = cause.rank if cause else 0
+        return (self.number, rank, self.subject, self.finding.cause, self.finding.summary)
 
 
 def resolve(records: Iterable[StageRecord], numbers: Mapping[str, int]) -> tuple[Blocker, ...]:
     """Return the blockers of RECORDS, primary first; NUMBERS gives each stage's place in the order of reading."""
-    records = list(records)
+    records = sorted(records, key=lambda record: numbers[record.name])
     found = sorted(
         (
             _Found(record, numbers[record.name], check.subject, finding, check.outcome is CheckOutcome.FAILED)
@@ -86,11 +89,7 @@ def _root(item: _Found, found: list[_Found]) -> _Found:
 def _explains(other: _Found, item: _Found, patterns: tuple[str, ...]) -> bool:
     if EVERYTHING in patterns and other.failed and other.number < item.number:
         return True
-    return _matches(other.finding.cause, patterns)
-
-
-def _matches(cause: str, patterns: tuple[str, ...]) -> bool:
-    return any(cause == pattern or (pattern.endswith(".") and cause.startswith(pattern)) for pattern in patterns)
+    return matches(other.finding.cause, patterns)
 
 
 def _blocker(root: _Found, blocked: _Found, consequences: list[str], records: list[StageRecord]) -> Blocker:
@@ -100,6 +99,7 @@ def _blocker(root: _Found, blocked: _Found, consequences: list[str], records: li
     explained = tuple(
         record.name for record in records if record.outcome is Outcome.NOT_REACHED and record.blocked_by == stage.name
     )
+    confidence, surer = certainty.of(root.finding, records)
     return Blocker(
         stage=stage.name,
         subject=root.subject,
@@ -108,4 +108,6 @@ def _blocker(root: _Found, blocked: _Found, consequences: list[str], records: li
         summary=root.finding.summary,
         explains=explained,
         consequences=tuple(dict.fromkeys(consequences)),
+        confidence=confidence,
+        surer=surer,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -132,7 +133,11 @@ def _blocked(verdict: Verdict) -> Story:
         own = [found for _, found in record.findings if found.cause == blocker.cause]
         others = (found for other in verdict.stages for _, found in other.findings if found.cause == blocker.cause)
         finding = next(iter(own), None) or next(others, None)
-    return _at(verdict, record, finding or wording.worst(record)[1])
+    story = _at(verdict, record, finding or wording.worst(record)[1])
+    if blocker is None or not blocker.surer:
+        return story
+    sure = Fact("Confidence", f"{blocker.confidence:.2f}", note=blocker.surer, lead=False)
+    return dataclasses.replace(story, facts=(*story.facts, sure))
 
 
 def _incomplete(verdict: Verdict) -> Story:
@@ -203,9 +208,8 @@ def _at(verdict: Verdict, record: StageRecord, finding: Finding | None) -> Story
         facts.append(Fact("Not reached", ", ".join(lost), lead=False))
     if record.outcome is Outcome.UNKILLABLE:
         facts.append(Fact("The probe", "outlived SIGKILL and was left behind", lead=False))
-    if hung and record.ollama_budget_s is not None:
-        gives_up = f"gives up after {record.ollama_budget_s:g} s: {wording.OLLAMA_GIVES_UP}"
-        facts.append(Fact("Ollama", gives_up, lead=False))
+    if record.outcome.blocks and (logged := wording.ollama_says(record, finding)):
+        facts.append(Fact("Ollama", logged, lead=False))
     return Story(
         record,
         f"at {label(record.name)}: {said}",

@@ -6,12 +6,14 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pytest_gpudiscovery.diagnosis.ollama_says import of as of_cause
 from pytest_gpudiscovery.model import Check, CheckOutcome, Finding, Kind, Outcome, StageRecord, State, Step, Verdict
 from pytest_gpudiscovery.reports.html_text import visible
 from pytest_gpudiscovery.reports.html_values import clip
 
 INDENT = "   "
 OLLAMA_GIVES_UP = '"failed to finish discovery before timeout"'  # discover/runner.go, logged at its 30 s
+NOT_OLLAMA = "gate"  # family of causes that lie in the gate's own look
 HUNG = (Outcome.TIMED_OUT, Outcome.UNKILLABLE)
 VALUE_LIMIT = 160  # characters of an observed or expected value in the block; verdict.json has all of it
 LINE_LIMIT = 4_000  # characters of one line of ours, whatever a log or a path holds
@@ -42,7 +44,7 @@ def failure_block(record: StageRecord, numbers: Mapping[str, int], explains: Seq
         ("because", finding.detail if finding and not hung else ""),
         ("also", "; ".join(other.summary for _, other in _failed(record) if other is not finding)),
         ("explains", _explains(explains, numbers)),
-        ("Ollama", _ollama(record)),
+        ("Ollama", ollama_says(record, finding)),
         ("next", f"{finding.next}   ({finding.action.value})" if finding and finding.next else ""),
     ]
     lines = [f"{label(numbers.get(record.name, 0), record.name)}: {one_line(record.summary)}"]
@@ -126,10 +128,15 @@ def _explains(explains: Sequence[str], numbers: Mapping[str, int]) -> str:
     return f"{names} {'was' if len(explains) == 1 else 'were'} not reached"
 
 
-def _ollama(record: StageRecord) -> str:
-    if record.ollama_budget_s is None or record.outcome not in HUNG:
-        return ""
-    return f"gives up after {record.ollama_budget_s:g} s: {OLLAMA_GIVES_UP}"
+def ollama_says(record: StageRecord, finding: Finding | None) -> str:
+    """Return what Ollama logs at INFO when FINDING stands; "" where nothing is known."""
+    if record.outcome in HUNG:
+        # By the stage's own budget: a stage that Ollama has no counterpart of makes it wait for nothing.
+        return (
+            "" if record.ollama_budget_s is None else f"gives up after {record.ollama_budget_s:g} s: {OLLAMA_GIVES_UP}"
+        )
+    family = of_cause(finding.cause) if finding is not None else None
+    return f"logs {family.info}" if family is not None and family.name != NOT_OLLAMA else ""
 
 
 def _value(value: Any) -> str:

@@ -97,6 +97,8 @@ def test_a_wrong_answer_says_what_was_expected_and_seen() -> None:
         "   seen      : 100",
         "   because   : Everything that CUDA does first happens inside cuInit.",
         "   explains  : 08 runtime was not reached",
+        '   Ollama    : logs no error: only the CPU line ("inference compute" id=cpu library=cpu), then total_vram='
+        '"0 B" (from v0.15.5); up to v0.12.3 "Unable to load cudart library <path>: <error>"',
         "   next      : look for Xid lines: dmesg -T | grep -i xid   (safe)",
     ]
 

@@ -101,6 +101,7 @@ def test_the_hostile_verdict_fills_every_field_that_a_harmless_one_has() -> None
         "Blocker.cause",
         "Blocker.summary",
         "Blocker.explains",
+        "Blocker.surer",
     }
 
 
