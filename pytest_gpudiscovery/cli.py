@@ -27,6 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from pytest_gpudiscovery import explain_cli  # noqa: PLC0415 (likewise)
 
         return explain_cli.run(arguments)
+    if arguments and arguments[0] == "bundle":
+        from pytest_gpudiscovery import bundle_cli  # noqa: PLC0415 (likewise)
+
+        return bundle_cli.run(arguments)
     # Only now: pytest, which the commands import, must not be found in the current directory.
     from pytest_gpudiscovery import commands  # noqa: PLC0415
 

@@ -20,6 +20,7 @@ from pytest_gpudiscovery.scratch import Scratch
 
 USAGE = 4
 EXPLAIN = "explain what an Ollama log says about GPU discovery"
+BUNDLE = "pack a report directory, redacted: to send to somebody who helps"
 # Plugins that the gate uses when they are installed, and the option that asks for each; None: always.
 PLUGINS = (("pytest_timeout", None), ("allure_pytest.plugin", "alluredir"), ("pytest_html.plugin", "html"))
 
@@ -66,6 +67,7 @@ def _run(argv: list[str]) -> int:
     for name, text in loader_cli.COMMANDS.items():
         commands.add_parser(name, help=text, allow_abbrev=False)  # cli.py runs them
     commands.add_parser("explain", help=EXPLAIN, allow_abbrev=False)  # likewise
+    commands.add_parser("bundle", help=BUNDLE, allow_abbrev=False)  # likewise
     given = parser.parse_args(argv)
     if given.command == "stages":
         return _stages()

@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ class Finish:
         self._run, self._settings, self._choice = run, settings, choice
         self._console, self._sigterm, self._further = console, sigterm, further
         self._failed: list[tuple[str, str | None]] = []
-        self._written = False
+        self._written = self._was_interrupted = False
         self.verdict: Verdict | None = None
 
     def failed(self, nodeid: str, stage: str | None) -> None:
@@ -132,6 +133,17 @@ class Finish:
                 self._derive(Further(name, directory, functools.partial(module.write, directory)), verdict)
         for further in self._further:
             self._derive(further, verdict)
+        if self._settings.bundle is not None:
+            self._derive(Further("bundle", self._settings.bundle, self._bundle), verdict)
+
+    def _bundle(self, verdict: Verdict) -> None:
+        """Pack the evidence; what it asks of the host afterwards is left out where the run had to end."""
+        from pytest_gpudiscovery import bundle_cli  # noqa: PLC0415 - only where a bundle was asked for
+
+        until = self._run.context.run_until
+        refused = "the run's deadline had passed" if until is not None and time.time() >= until else ""
+        refused = "the run was interrupted" if self._was_interrupted else refused
+        bundle_cli.make(self._settings.report, self._settings.bundle or "", verdict, refused=refused)
 
     def _derive(self, report: Further, verdict: Verdict) -> None:
         try:
@@ -141,6 +153,7 @@ class Finish:
             self._console.note(f"{report.where}: the {report.name} report could not be written: {error}")
 
     def _interrupted(self) -> None:
+        self._was_interrupted = True
         pid = (self._run.engine.ledger.running() or {}).get("pid")
         self._run.engine.interrupt("SIGTERM" if self._sigterm.came else "interrupted from the keyboard")
         if isinstance(pid, int) and _is_child(pid):

@@ -43,6 +43,7 @@ class Settings:
     stage_timeout: Mapping[str, float] = field(default_factory=dict)  # stage -> seconds
     scale: float = 1.0  # from `*=2x`
     report: str = ""
+    bundle: str | None = None  # an absolute path that ends in .tar.gz or .tgz
     baseline: str | None = None
     ollama_log: str | None = None  # an absolute path, "journal" or "journal:UNIT"
     simulate: str | None = None  # "HOST" or "HOST:FAULT"
@@ -262,6 +263,13 @@ def _report(given: _Given) -> dict[str, Any]:
     return {"report": path}
 
 
+def _bundle(given: _Given) -> dict[str, Any]:
+    path = _path(given, _text(given))
+    if not path.endswith((".tar.gz", ".tgz")) or os.path.isdir(path) or not os.path.isdir(os.path.dirname(path)):
+        raise given.refuse("a file name that ends in .tar.gz, in a directory that exists")
+    return {"bundle": path}
+
+
 def _plain(name: str) -> Callable[[_Given], dict[str, Any]]:
     return lambda given: {name: given.value if isinstance(given.value, bool) else _text(given)}
 
@@ -291,6 +299,7 @@ _CHECKS: Mapping[str, Callable[[_Given], dict[str, Any]]] = {
     "gpu_as": _as_service,
     "gpu_stage_timeout": _stage_timeout,
     "gpu_report": _report,
+    "gpu_bundle": _bundle,
     "gpu_baseline": _existing("baseline"),
     "gpu_ollama_log": _ollama_log,
     "gpu_simulate": _plain("simulate"),

@@ -46,6 +46,7 @@ OPTIONS = (
     Option("--gpu-as", "systemd:UNIT|pid:N|env:FILE", "probe as that service would"),
     Option("--gpu-stage-timeout", "STAGE=SECONDS", "deadline of one stage; `*=2x` scales all", repeatable=True),
     Option("--gpu-report", "DIR", "where verdict.json and evidence/ go; default: gpu-discovery-report/"),
+    Option("--gpu-bundle", "FILE.tar.gz", "also pack the evidence, redacted: to send to somebody who helps"),
     Option("--gpu-baseline", "FILE", "an earlier verdict.json: what changed is a finding"),
     Option("--gpu-ollama-log", "FILE|journal[:UNIT]", "post-mortem: explain an Ollama log, no GPU needed"),
     Option("--gpu-simulate", "HOST[:FAULT]", "a simulated driver stack instead of this host", command_line_only=True),

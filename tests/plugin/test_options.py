@@ -35,6 +35,7 @@ GOOD: dict[str, tuple[str, str, str]] = {
     "gpu_as": ("systemd:ollama.service", "pid:1", "systemd:x"),
     "gpu_stage_timeout": ("driver=5", "driver=6", "kernel=2"),
     "gpu_report": ("a", "b", "c"),
+    "gpu_bundle": ("/a.tar.gz", "/b.tgz", "/tmp/c.tar.gz"),
     "gpu_ollama_log": ("journal", "journal:ollama", "/etc/passwd"),
     "gpu_simulate": ("h100", "h200", "h100:fault"),
     "gpu_strict": ("1", "0", "1"),
