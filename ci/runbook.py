@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pytest_gpudiscovery import stages
-from pytest_gpudiscovery.diagnosis import catalogue, ollama_says
+from pytest_gpudiscovery.diagnosis import catalogue, layers, ollama_says
 from pytest_gpudiscovery.diagnosis.catalogue import Cause, causes
 from pytest_gpudiscovery.model import Kind, Severity
 from pytest_gpudiscovery.reports.html_story import ACTIONS
@@ -91,6 +91,9 @@ def _page(title: str, deadline: float, rows: list[dict[str, str]], found: list[C
         yield from ("", f"## `{cause.id}`", "")
         yield f"**{_prose(cause.summary)}** ({cause.prerequisite}, {SEVERITIES[cause.severity]})"
         yield from ("", _prose(cause.explanation))
+        blame = layers.between(*cause.views) if cause.views else None
+        if blame is not None:
+            yield from ("", _prose(blame.text))
         if cause.explained_by:
             names = ", ".join(f"`{name}{'*' if name.endswith('.') else ''}`" for name in cause.explained_by)
             yield from ("", f"A consequence, where one of these was found too: {names}.")

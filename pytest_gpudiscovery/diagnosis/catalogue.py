@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pytest_gpudiscovery.diagnosis import layers
 from pytest_gpudiscovery.model import SUMMARY_LIMIT, Action, Finding, Kind, Severity
 
 DATA = Path(__file__).parent / "data"
@@ -49,6 +50,7 @@ class Cause:
     confidence: float = 0.9
     ollama: str = ""  # family of what Ollama logs, where the patterns of ollama_says.json do not fit
     surer: str = ""  # one sentence: what would raise the confidence
+    views: tuple[str, ...] = ()  # (a layer that shows the GPU, one that does not): layers.py says which is to blame
 
 
 class _Missing(dict[str, Any]):
@@ -77,6 +79,7 @@ def causes() -> dict[str, Cause]:
                 "action": Action(entry["action"]),
                 "explained_by": tuple(entry.get("explained_by", ())),
                 "sources": tuple(entry.get("sources", ())),
+                "views": tuple(entry.get("views", ())),
             }
         )
     return found
@@ -122,12 +125,20 @@ def finding(
         cause=cause.id,
         severity=severity or cause.severity,
         summary=summary if len(summary) <= SUMMARY_LIMIT else summary[: SUMMARY_LIMIT - 1] + "…",
-        detail=_fill(cause.explanation, known).strip() or cause.id,
+        detail=" ".join(filter(None, (_fill(cause.explanation, known).strip(), _blame(cause, known)))) or cause.id,
         evidence=evidence,
         next=_command(cause.next, known),
         action=cause.action,
         confidence=cause.confidence if confidence is None else confidence,
     )
+
+
+def _blame(cause: Cause, known: Mapping[str, Any]) -> str:
+    if not cause.views:
+        return ""
+    # A stage's fact `sees` is more than the entry knows: sysfs alone may show a GPU that NVML was never asked for.
+    meant = layers.between(str(known.get("sees") or cause.views[0]), cause.views[1])
+    return meant.text if meant is not None else ""
 
 
 def _fill(template: str, known: Mapping[str, Any]) -> str:

@@ -38,13 +38,15 @@ def judge(given: StageInput, passes: Passes) -> Said:
     covered = bool(sound) and len(sound) == len(gpus) and not lost
     own = [check for name in passes.checks for check in passes.checks[name]]
     checks = [closure.eased(check) if covered else check for check in own]
-    checks += _coverage(passes, wanted, lost, covered, own)
+    checks += _coverage(passes, wanted, lost, covered, own, _layer(given, wanted))
     if covered:
         checks.append(_agreement(given))
     return Said(tuple(checks), _summary(passes, gpus), _facts(passes, wanted), covered)
 
 
-def _coverage(passes: Passes, wanted: Expected, lost: list[Facts], covered: bool, own: list[Check]) -> list[Check]:
+def _coverage(
+    passes: Passes, wanted: Expected, lost: list[Facts], covered: bool, own: list[Check], sees: str
+) -> list[Check]:
     gpus = [device for device in passes.kept if device.is_cuda]
     shown = [device.to_json() for device in gpus]
     if covered or (gpus and not lost):  # what is wrong with one that is there is a row of its own
@@ -60,6 +62,7 @@ def _coverage(passes: Passes, wanted: Expected, lost: list[Facts], covered: bool
         "missing": ollama_devices.names(lost),
         "source": wanted.source or "nobody",
         "said": passes.said,
+        "sees": sees,
     }
     if any(check.outcome is CheckOutcome.FAILED for check in own):
         # What each child did has been said; that the GPUs are missing follows from it.
@@ -72,6 +75,13 @@ def _coverage(passes: Passes, wanted: Expected, lost: list[Facts], covered: bool
         return [unknown("P91", "not every child could be asked", observed=shown)]
     cause = "bootstrap.gpus.none" if not gpus else "bootstrap.gpus.fewer"
     return [found(cause, facts, expected=count, observed=shown)]
+
+
+def _layer(given: StageInput, wanted: Expected) -> str:
+    """Return the layer nearest to Ollama that shows this host's GPUs (diagnosis/layers.py)."""
+    if given.facts("backend").get("views"):
+        return "ggml"
+    return {"driver": "cuda", "nvml": "nvml", "kernel": "sysfs"}.get(wanted.source, "cuda")
 
 
 def _agreement(given: StageInput) -> Check:

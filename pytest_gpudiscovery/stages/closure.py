@@ -29,7 +29,7 @@ from pytest_gpudiscovery.stages.spec import (
 )
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending, Probe
 
-ROWS = ("P22", "P24", "P25", "P26", "P55", "P57", "P71", "P72", "P73", "P79")
+ROWS = ("P22", "P24", "P25", "P26", "P55", "P57", "P71", "P72", "P73", "P79", "P117")
 HANG_OUTCOMES = {Ending.TIMED_OUT: Outcome.TIMED_OUT, Ending.UNKILLABLE: Outcome.UNKILLABLE}
 # What decides a dlopen or the loading of device code; nothing else of the service's environment travels.
 VARIABLES = ("HOME", "PATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "LD_AUDIT", "LD_BIND_NOW", "GLIBC_TUNABLES")

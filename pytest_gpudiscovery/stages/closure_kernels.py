@@ -20,6 +20,7 @@ CAUSES = {
     "ptx too new": "closure.kernels.ptx_too_new",
     "no device code": "closure.kernels.no_code",
 }
+CACHE = "P117"
 EAGER = ("CUDA_MODULE_LOADING", "CUDA_FORCE_PTX_JIT")
 
 
@@ -28,11 +29,11 @@ def judge_kernels(seen: Facts, wanted: Wanted, env: Mapping[str, str], subject: 
     fatbins = objects(seen.get("fatbins"))
     if not fatbins:
         reason = "the device code could not be listed"
-        return [unknown(row, reason, subject=subject) for row in ("P55", "P57")]
+        return _unlisted(reason, subject)
     backend = fatbins[0]
     if string(backend.get("problem")) and not sequence(backend.get("targets")):
         reason = f"the device code of {backend.get('path')} cannot be listed: {backend['problem']}"
-        return [unknown(row, reason, subject=subject) for row in ("P55", "P57")]
+        return _unlisted(reason, subject)
     if not wanted.ccs:
         return _without_gpu(backend, env, subject)
     checks: list[Check] = []
@@ -49,7 +50,15 @@ def judge_kernels(seen: Facts, wanted: Wanted, env: Mapping[str, str], subject: 
         checks.append(passed("P57", subject=subject, reason=reason, observed=targets))
     if "P55" not in rows:
         checks.append(passed("P55", subject=subject, observed={"how": sorted(hows), **asked(env)}))
+    if not any(check.prerequisite == CACHE for check in checks):
+        reason = "the cache takes what the driver compiles" if "jit" in hows else "nothing has to be compiled"
+        checks.append(passed(CACHE, Kind.RISK, subject=subject, reason=reason, observed=seen.get("jit_cache")))
     return checks
+
+
+def _unlisted(reason: str, subject: str) -> list[Check]:
+    both = [unknown(row, reason, subject=subject) for row in ("P55", "P57")]
+    return [*both, unknown(CACHE, reason, Kind.OBSERVABILITY, subject=subject)]
 
 
 def asked(env: Mapping[str, str]) -> dict[str, str]:
@@ -65,7 +74,10 @@ def _forces(env: Mapping[str, str]) -> bool:
 def _without_gpu(backend: Facts, env: Mapping[str, str], subject: str) -> list[Check]:
     reason = "the GPU's compute capability is unknown: no driver answers, and the PCI id is not in the table"
     targets = list(sequence(backend.get("targets")))
-    checks = [unknown("P57", reason, subject=subject, observed=targets)]
+    checks = [
+        unknown("P57", reason, subject=subject, observed=targets),
+        unknown(CACHE, reason, Kind.OBSERVABILITY, subject=subject),
+    ]
     if _forces(env):
         return [*checks, unknown("P55", reason, subject=subject, observed=asked(env))]
     return [*checks, passed("P55", subject=subject, reason="nothing is compiled at initialisation")]

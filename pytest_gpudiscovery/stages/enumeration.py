@@ -89,6 +89,7 @@ def _absent(
         if "cuda" in row.views or not row.views.keys() & {"nvml", "sysfs"}:
             continue
         facts = {"subject": row.pci, "name": _name(row), "visible": visible.value, "driver": _driver(row)}
+        facts["sees"] = "nvml" if "nvml" in row.views else "sysfs"
         if row.uuid and uuid(row.uuid) in found_elsewhere:
             continue  # CUDA shows it at another address: said there
         if "nvml" in row.views:

@@ -22,7 +22,24 @@ from pytest_gpudiscovery.stages.spec import (
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending, Probe
 
 SCAN_S = 2.0  # for the scan over other processes; a healthy host needs 0.02
-ROWS = ("P31", "P32", "P33", "P34", "P35", "P36", "P37", "P38", "P39", "P62", "P84", "P85", "P86", "P87")
+ROWS = (
+    "P31",
+    "P32",
+    "P33",
+    "P34",
+    "P35",
+    "P36",
+    "P37",
+    "P38",
+    "P39",
+    "P62",
+    "P84",
+    "P85",
+    "P86",
+    "P87",
+    "P115",
+    "P116",
+)
 
 
 def plan(

@@ -169,13 +169,16 @@ def _versions(seen: Seen, cuda: Mapping[str, Any], nvml: Mapping[str, Any]) -> l
     module = module_version(seen)
     if module is None or not cuda.get("version"):
         reason = "the module's version is unknown" if module is None else "libcuda's file name carries no version"
-        return [unknown("P32", f"{reason}; the driver stage asks the library itself", Kind.OBSERVABILITY)]
+        text = f"{reason}; the driver stage asks the library itself"
+        return [unknown("P32", text, Kind.OBSERVABILITY), unknown("P116", text, Kind.OBSERVABILITY)]
     checks = []
+    if not _compat(cuda) or cuda["version"] == module:
+        checks.append(passed("P116", Kind.RISK, reason="libcuda is the driver's own", observed=cuda["version"]))
     for library, cause in ((cuda, "kernel.version.mismatch"), (nvml, "kernel.version.nvml_mismatch")):
         version = library.get("version")
         if not version or version == module:
             continue
-        compat = "/compat/" in f"{library['realpath']} {library['path']}" and library is cuda
+        compat = library is cuda and _compat(cuda)
         checks.append(
             found(
                 "kernel.version.compat" if compat else cause,
@@ -184,6 +187,13 @@ def _versions(seen: Seen, cuda: Mapping[str, Any], nvml: Mapping[str, Any]) -> l
                 observed=version,
             )
         )
-    return checks or [
-        passed("P32", observed={"module": module, "libcuda": cuda["version"], "nvml": nvml.get("version")})
-    ]
+    if any(check.prerequisite == "P32" for check in checks):
+        return checks
+    if any(check.finding for check in checks):
+        return [*checks, not_applicable("P32", "libcuda is a forward-compatibility package: see P116")]
+    observed = {"module": module, "libcuda": cuda["version"], "nvml": nvml.get("version")}
+    return [*checks, passed("P32", observed=observed)]
+
+
+def _compat(cuda: Mapping[str, Any]) -> bool:
+    return "/compat/" in f"{cuda['realpath']} {cuda['path']}"

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from pytest_gpudiscovery.diagnosis.xid import KernelLog
-from pytest_gpudiscovery.model import Check, Severity
+from pytest_gpudiscovery.model import Check, Kind, Severity
 from pytest_gpudiscovery.stages.kernel_driver import HEALED, Seen
-from pytest_gpudiscovery.stages.spec import found, passed
+from pytest_gpudiscovery.stages.spec import found, not_applicable, passed
 
 CAP_DAC_OVERRIDE, CAP_MKNOD = 1, 27
 CONTROL, UVM = "/dev/nvidiactl", "/dev/nvidia-uvm"
@@ -34,6 +34,7 @@ CAUSE_OF = {  # state -> cause
     "busy": "kernel.gpu.busy",
     "open_failed": "kernel.node.open_failed",
 }
+MADE_AT_FIRST_USE = "P115"
 PASSED = {
     "P33": "every node exists and opens",
     "P35": "no node is denied by the device cgroup",
@@ -148,9 +149,21 @@ def judge(
         modprobe = (opened.get("modprobe") or {}).get("path")
         cause = "kernel.node.healed_by_root" if healer == "root" else "kernel.node.healed_by_modprobe"
         checks.append(found(cause, {"paths": names, "modprobe": modprobe}, observed=broken))
+    checks.append(_beforehand(broken, checks))
     judged = {check.prerequisite for check in checks}
     observed = {path: node["open"] for path, node in zip(known, nodes, strict=True)}
     return checks + [passed(row, reason=why, observed=observed) for row, why in PASSED.items() if row not in judged]
+
+
+def _beforehand(broken: list[str], checks: list[Check]) -> Check:
+    """Return P115, whether every node is there before the first use, or the check of CHECKS that has said so."""
+    said = next((check for check in checks if check.prerequisite == MADE_AT_FIRST_USE), None)
+    if said is not None:
+        checks.remove(said)
+        return said
+    if broken:
+        return not_applicable(MADE_AT_FIRST_USE, "nobody here would make the nodes that are missing", Kind.RISK)
+    return passed(MADE_AT_FIRST_USE, Kind.RISK, reason="no node has to be made at the first use")
 
 
 def facts_of(node: Mapping[str, Any], identity: Mapping[str, Any], seen: Seen) -> dict[str, Any]:

@@ -277,7 +277,8 @@ def test_ptx_needs_a_driver_that_knows_it(install: Install, module: str, expecte
 def test_an_unknown_gpu_is_unknown(single: Install) -> None:
     said = single.conclusion(device=None)
     assert causes(said) == {}
-    (check,) = [check for check in said.checks if check.outcome is CheckOutcome.UNKNOWN]
+    check, cache = [check for check in said.checks if check.outcome is CheckOutcome.UNKNOWN]
+    assert cache.prerequisite == "P117"
     assert (check.prerequisite, check.kind) == ("P57", Kind.BLOCKING)
 
 

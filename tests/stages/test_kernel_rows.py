@@ -50,7 +50,7 @@ def test_every_row_is_there_once_and_complete() -> None:
     assert len(set(ids)) == len(ids)
     assert numbers("1-87") <= set(ids)
     for row in ROWS:
-        assert set(row) == {"id", "stage", "kind", "title"}
+        assert set(row) == {"id", "stage", "kind", "title", "eras", "sources"}
         assert row["title"].strip()
         assert Kind(row["kind"])
 
