@@ -102,6 +102,11 @@ def _introduce(redactor: Redactor, verdict: Verdict) -> None:
     if verdict.simulated is None:
         redactor.know("host", str(host.get("name") or ""))
         redactor.know("kernel", *kernel_suffix(str(host.get("kernel") or "")))
+    context = verdict.context if isinstance(verdict.context, Mapping) else {}
+    missing = context.get("not_adopted")
+    for item in missing if isinstance(missing, (list, tuple)) else ():
+        what, _, name = str(item.get("what") if isinstance(item, Mapping) else "").partition(" ")
+        redactor.know("user", name if what == "user" else "")
     machine = os.uname()
     redactor.know("host", machine.nodename, os.environ.get("HOSTNAME", ""))
     redactor.know("kernel", *kernel_suffix(machine.release))

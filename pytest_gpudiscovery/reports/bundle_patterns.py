@@ -99,6 +99,7 @@ USERS = (
     re.compile(r"(?<!\w)[ug]id=\d{1,10}\((?P<name>[\w.-]{1,64})\)"),  # of id(1)
     re.compile(r"(?<!\S)(?P<name>[a-z_][\w-]{0,31})@[\w-]{1,63}:[~/]"),
 )
+SERIAL_KEY = re.compile(r"(?i)(?:^|[ _-])(?:serial(?:[ _-]?(?:number|no))?|pdi)$")
 NAME_KEYS = {  # of JSON: whose value is a name
     **dict.fromkeys(("user", "username", "USER", "LOGNAME", "SUDO_USER", "USERNAME"), "user"),
     **dict.fromkeys(("hostname", "nodename", "HOSTNAME"), "host"),

@@ -72,6 +72,8 @@ class Redactor:
 
     def value(self, value: Any, key: str = "") -> Any:
         """Return VALUE (as JSON has it) with every text in it redacted; what stands under a secret KEY is dropped."""
+        if known.SERIAL_KEY.search(key) and isinstance(value, (str, int)) and not isinstance(value, bool) and value:
+            return self._name("serial", str(value), keep=_not_a_serial)
         if isinstance(value, str):
             self.key(key, value)
             if key and value and _is_secret(key) and not known.PSEUDONYM.fullmatch(value):

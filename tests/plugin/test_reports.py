@@ -7,6 +7,7 @@ import os
 import pty
 import select
 import subprocess
+import tarfile
 import time
 from xml.etree import ElementTree
 
@@ -347,7 +348,9 @@ def test_progress_on_a_terminal(gate: Runner) -> None:
 
 
 def test_the_report_directory(gate: Runner) -> None:
-    ended = gate("-q", stages="driver=hang")
+    ended = gate("-q", "--gpu-bundle", "b.tar.gz", stages="driver=hang")
+    with tarfile.open(ended.directory / "b.tar.gz") as bundle:
+        assert {"summary.txt", "kernel.log", "redacted.txt"} <= {name.rpartition("/")[2] for name in bundle.getnames()}
     assert not list(gate.temporary.iterdir()), "the run's own directory is gone"
     report = ended.directory / "gpu-discovery-report"
     assert {path.name for path in report.iterdir()} >= {"verdict.json", "report.html", "evidence"}

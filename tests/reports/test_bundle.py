@@ -66,7 +66,11 @@ def test_no_secret_of_any_file_is_in_it_and_equal_things_are_equal_across_files(
     verdict = dataclasses.replace(
         samples.blocked_in_cuinit(),
         host={"name": "node7quux", "kernel": "6.1.0-clusterquux", "glibc": "2.36", "arch": "x86_64"},
-        notes=(f"HF_TOKEN=hf_{'q' * 30}", f"/home/{ALICE}/lib", GPU),
+        context={
+            "as": "caller",
+            "not_adopted": [{"what": "user carolquux", "why": "only root can probe as carolquux"}],
+        },
+        notes=("probing as carolquux", f"HF_TOKEN=hf_{'q' * 30}", f"/home/{ALICE}/lib", GPU),
     )
     place = report(tmp_path, verdict)
     Path(place, "evidence", "x.txt").write_text(
@@ -76,9 +80,19 @@ def test_no_secret_of_any_file_is_in_it_and_equal_things_are_equal_across_files(
     data = bundle.pack(verdict, bundle.gather(place, verdict, [extract]))
     found = unpacked(data)
     whole = "\n".join([*found, *found.values()]).lower()
-    for secret in (ALICE, "node7quux", "clusterquux", "hf_q", GPU[4:], "pwquux", "10.1.2.3", "1320012345678"):
+    for secret in (
+        ALICE,
+        "carolquux",
+        "node7quux",
+        "clusterquux",
+        "hf_q",
+        GPU[4:],
+        "pwquux",
+        "10.1.2.3",
+        "1320012345678",
+    ):
         assert secret.lower() not in whole, secret
-    assert found["evidence/x.txt"] == "user-1 on host-1, 6.1.0-kernel-1: gpu-1 http://<credentials>@ipv4-1/"
+    assert found["evidence/x.txt"] == "user-2 on host-1, 6.1.0-kernel-1: gpu-1 http://<credentials>@ipv4-1/"
     assert found["nvidia-smi-q.txt"].startswith("gpu-1\n")
     assert json.loads(found["verdict.json"])["host"]["name"] == "host-1"
     assert "serial" in found["redacted.txt"]

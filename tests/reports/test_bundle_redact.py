@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -169,12 +170,13 @@ def test_what_a_diagnosis_needs_stays(text: str) -> None:
 
 
 def test_json_keeps_its_shape() -> None:
-    data = {
+    data: dict[str, Any] = {
         "token": "a" * 30,
         "pids": [1, 2.5, None, True],
         "text": "/home/alice/x",
         "user": "alice",
         "n": {"k": "alice"},
+        "gpu": {"serial": 1320012345678, "board_serial": "1320012345679"},
     }
     assert Redactor().value(data) == {
         "token": "<secret>",
@@ -182,6 +184,7 @@ def test_json_keeps_its_shape() -> None:
         "text": "/home/user-1/x",
         "user": "user-1",
         "n": {"k": "user-1"},
+        "gpu": {"serial": "serial-1", "board_serial": "serial-2"},
     }
 
 
