@@ -48,9 +48,10 @@ def extracts(verdict: Verdict, *, refused: str = "", supervise: Supervise = run_
     """Ask this host, after VERDICT; REFUSED is a reason to ask nothing (the run was interrupted, another host)."""
     reason = refused or ("this verdict is of a simulated host" if verdict.simulated is not None else "")
     found = [_kernel_log(reason, supervise)]
-    reason = reason or driver_hangs(verdict)
+    program = _find(os.environ.get("PATH", ""))
+    reason = reason or driver_hangs(verdict) or ("" if program else "there is none")
     for name, arguments in (("nvidia-smi.txt", ()), ("nvidia-smi-q.txt", ("-q",))):
-        extract, answered = _nvidia_smi(name, arguments, reason, supervise)
+        extract, answered = _nvidia_smi(name, [program or PROGRAM, *arguments], reason, supervise)
         found.append(extract)
         if not answered:
             reason = reason or f"{PROGRAM} alone gave no answer"
@@ -88,14 +89,11 @@ def _kernel_log(reason: str, supervise: Supervise) -> Extract:
     return Extract(name, str(result.get("text") or ""), f"{what}, {said or f'read {_clock()}'}")
 
 
-def _nvidia_smi(name: str, arguments: tuple[str, ...], reason: str, supervise: Supervise) -> tuple[Extract, bool]:
-    what = " ".join([PROGRAM, *arguments])
+def _nvidia_smi(name: str, argv: list[str], reason: str, supervise: Supervise) -> tuple[Extract, bool]:
+    what = " ".join([PROGRAM, *argv[1:]])
     if reason:
         return Extract(name, "", f"{what}: not run: {reason}"), False
-    program = _find(os.environ.get("PATH", ""))
-    if program is None:
-        return Extract(name, "", f"{what}: not run: there is none"), False
-    result, said = _ask({"argv": [program, *arguments]}, supervise)
+    result, said = _ask({"argv": argv}, supervise)
     if not said and result.get("errno"):
         said = f"not run: {result['errno']}"
     text = str(result.get("text") or "")
