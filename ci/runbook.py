@@ -8,11 +8,13 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -24,6 +26,7 @@ from pytest_gpudiscovery.reports.html_story import ACTIONS
 from pytest_gpudiscovery.reports.wording import NOT_OLLAMA
 
 ROOT = Path(__file__).resolve().parent.parent
+ROUTES = ROOT / "pytest_gpudiscovery" / "ollama" / "data" / "routes.json"
 INDEX, PAGES = "docs/runbook.md", "docs/runbook"
 GENERATED = "<!-- Written by ci/runbook.py from pytest_gpudiscovery/diagnosis/data; edit that, not this. -->"
 FIELD = re.compile(r"\{(\w+)[^{}]*\}")
@@ -68,10 +71,29 @@ def _index(by_stage: dict[str, list[Cause]]) -> Iterator[str]:
             link = f"[{number:02d} {name}](runbook/{number:02d}-{name}.md)"
             yield f"| {link} | {blocking} | {len(found) - blocking} |"
     yield ""
+    yield from _routes()
     yield from _text(
         "Before anything destructive: keep the report directory (`verdict.json`, `report.html`, `evidence/`). It holds "
         "the stacks and the state of what hung, and a reboot or a GPU reset ends that."
     )
+
+
+def _routes() -> Iterator[str]:
+    """Yield the ways to Ollama's timeout, each with the causes that name it."""
+    yield from ('## Ollama logged "failed to finish discovery before timeout"', "")
+    yield from _text("Every way to it that is known, and the causes by which the gate names it:")
+    titles = {route["id"]: route["title"] for route in _json(ROUTES)["routes"]}
+    yield "| way | what | causes |"
+    yield "|---|---|---|"
+    for route, names in _json(catalogue.DATA / "routes.json")["routes"].items():
+        told = ", ".join(f"`{name}{'*' if name.endswith('.') else ''}`" for name in names)
+        yield f"| {route} | {_prose(titles[route])} | {told} |"
+    yield ""
+
+
+def _json(path: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return loaded
 
 
 def _text(paragraph: str) -> Iterator[str]:

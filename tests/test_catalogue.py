@@ -181,3 +181,30 @@ def test_a_summary_is_one_line_and_a_fact_one_word_of_the_command() -> None:
 def test_a_command_has_no_placeholder_left(cause: catalogue.Cause) -> None:
     assert not re.search(r"(?<![A-Za-z_])LIBRARY(?![A-Za-z_])", cause.next)
     assert "--time-sort" not in cause.next  # no option of ls
+
+
+OTHER_WORDS = {  # rows that a check asserts, and whose failure shows under another row's cause
+    "P63": "era A only: the function's absence is a note",
+    "P65": "era A only: what fails there is driver.context.error",
+    "P74": "a transport that does not answer shows as a hang below driver.shim.present",
+    "P75": "a lock that is held shows as a hang below driver.shim.present",
+    "P77": "no shim that needs one is known on this host",
+    "P86": "says only whether the gate could look",
+    "P87": "says only whether the gate could look",
+}
+
+
+def test_every_row_is_reachable_by_a_cause() -> None:
+    reached = {cause.prerequisite for cause in catalogue.causes().values()}
+    assert set(ROWS) - reached == set(OTHER_WORDS)
+
+
+def test_every_route_to_ollamas_timeout_is_reachable_by_causes_of_several_stages() -> None:
+    routes = _read(catalogue.DATA / "routes.json")["routes"]
+    told = [route["id"] for route in _read(PACKAGE / "ollama" / "data" / "routes.json")["routes"]]
+    assert list(routes) == [route for route in told if route != "R27"]  # of Windows
+    assert {int(re.sub(r"\D", "", route)) for route in routes} == set(range(1, 27))
+    for route, names in routes.items():
+        for pattern in names:
+            assert any(patterns.matches(cause, (pattern,)) for cause in catalogue.causes()), (route, pattern)
+        assert any(pattern.startswith(("bootstrap.", "load.", "nvml.", "driver.")) for pattern in names), route
