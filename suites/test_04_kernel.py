@@ -65,3 +65,13 @@ def test_log_and_processes_can_be_looked_at(discovery_stage: StageUnderTest) -> 
 def test_it_survived_suspend(discovery_stage: StageUnderTest) -> None:
     """The unified memory driver came back after the last suspend."""
     discovery_stage.meets("P39")
+
+
+def test_the_nodes_need_nobody_to_make_them(discovery_stage: StageUnderTest) -> None:
+    """None is left to be made at the first use, by root or by nvidia-modprobe."""
+    discovery_stage.meets("P115")
+
+
+def test_libcuda_is_the_drivers_own(discovery_stage: StageUnderTest) -> None:
+    """It is no forward-compatibility package."""
+    discovery_stage.meets("P116")

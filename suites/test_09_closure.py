@@ -66,3 +66,8 @@ def test_a_shim_is_complete(discovery_stage: StageUnderTest) -> None:
 def test_cublas_is_the_real_one(discovery_stage: StageUnderTest) -> None:
     """No other cuBLAS stands before the one that Ollama ships."""
     discovery_stage.meets("P79")
+
+
+def test_what_the_driver_compiles_is_kept(discovery_stage: StageUnderTest) -> None:
+    """The JIT cache takes it, where the backend has PTX alone."""
+    discovery_stage.meets("P117")
