@@ -40,6 +40,7 @@ def test_an_entry_is_complete(cause: catalogue.Cause) -> None:
     assert cause.explanation.strip()
     assert set(cause.stages) <= set(stages.NAMES)
     assert 0 < cause.confidence <= 1
+    assert len(re.sub(r"\{[^}]*\}", "", cause.summary)) <= SUMMARY_LIMIT
     if not cause.id.startswith("engine."):
         assert ROWS[cause.prerequisite]["stage"] in cause.stages
     known = set(catalogue.causes())
