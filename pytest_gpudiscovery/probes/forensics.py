@@ -1,16 +1,17 @@
 """Looks closely at a hung process from a child of its own: every read here may block for ever.
 
-request: {"pid", "threads": [{"tid", "path_at": address or None}], "native": bool, "py_spy": program or None,
-"py_spy_s": seconds}. Each fact is observed as soon as it is known, the ones that can block least first, so that a
-reader that is caught in the process's locked memory map has said the rest. Observes fds {number: target}, libraries
-[path], stacks {tid: {frames, path, error}}, py_spy, errors {what: why}.
+request: {"pid", "threads": [{"tid", "path_at": address or None}], "age_s": of the process, "native": bool, "py_spy":
+program or None, "py_spy_s": seconds}. Each fact is observed as soon as it is known, the ones that can block least
+first, so that a reader that is caught in the process's locked memory map has said the rest. Observes fds {number:
+target}, holders (holders.look), kernel_log (kmsg.read), libraries [path], stacks {tid: {frames, path, error}}, py_spy,
+errors {what: why}.
 """
 
 from __future__ import annotations
 
 import os
 
-from pytest_gpudiscovery.probes import pyspy, registers, stackscan
+from pytest_gpudiscovery.probes import holders, kmsg, pyspy, registers, stackscan
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,11 +25,17 @@ DESCRIPTORS, LIBRARIES, THREADS = 256, 512, 16
 def probe(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
     """Observe what can be seen; the answer is {} when nothing blocked."""
     pid, errors = request["pid"], {}
+    fds: dict[str, str] = {}
     try:
         with journal.step("read descriptors"):
-            journal.observe("fds", _descriptors(pid))
+            fds = _descriptors(pid)
+            journal.observe("fds", fds)
     except OSError as error:
         errors["fds"] = str(error.strerror)
+    with journal.step("look for who holds what it waits for"):
+        journal.observe("holders", holders.look(pid, [thread["tid"] for thread in request["threads"][:THREADS]], fds))
+    with journal.step("read the kernel log"):
+        journal.observe("kernel_log", kmsg.read(request["age_s"]))
     try:
         with journal.step("read memory map"):
             regions = stackscan.read_maps(pid)

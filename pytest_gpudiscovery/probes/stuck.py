@@ -35,8 +35,11 @@ def sample(pid: int) -> dict[str, Any]:
     return {"at": time.monotonic(), "threads": threads, "more": max(0, len(tids) - THREADS)}
 
 
-def look(pid: int, port: int | None) -> dict[str, Any]:
-    """Return what is seen of PID, which should listen on PORT (None: it need not), and of its children."""
+def look(pid: int, port: int | None, age_s: float = 0.0) -> dict[str, Any]:
+    """Return what is seen of PID, which should listen on PORT (None: it need not), and of its children.
+
+    AGE_S is for how long it has lived: the kernel log is read from a minute before that on.
+    """
     inodes = sockets(pid)
     owner = listener(pid, port) if port else None
     return {
@@ -44,7 +47,7 @@ def look(pid: int, port: int | None) -> dict[str, Any]:
         "listens": owner is not None and owner in inodes if port else None,
         "stranger": owner is not None and owner not in inodes if port else None,
         "children": [{"pid": child, "name": name(child)} for child in children(pid)[:CHILDREN]],
-        "close": closely(pid),
+        "close": closely(pid, age_s),
     }
 
 
@@ -109,13 +112,13 @@ def listener(pid: int, port: int) -> str | None:
     return None
 
 
-def closely(pid: int) -> dict[str, Any]:
+def closely(pid: int, age_s: float) -> dict[str, Any]:
     """Return what probes/forensics.py observes of PID, and its program; "error" when that look was caught."""
     reader, writer = os.pipe()
     looker = os.fork()
     if looker == 0:
         os.close(reader)
-        _look(pid, writer)
+        _look(pid, writer, age_s)
     os.close(writer)
     data, end = b"", time.monotonic() + LOOK_S
     while (left := end - time.monotonic()) > 0 and len(data) < ANSWER and select.select([reader], [], [], left)[0]:
@@ -128,7 +131,7 @@ def closely(pid: int) -> dict[str, Any]:
     return _observed(data, caught)
 
 
-def _look(pid: int, writer: int) -> None:
+def _look(pid: int, writer: int, age_s: float) -> None:
     """Run in the forked child; ends it."""
     try:
         journal = Journal(writer)
@@ -137,7 +140,8 @@ def _look(pid: int, writer: int) -> None:
             journal.observe("exe", os.readlink(f"/proc/{pid}/exe"))
         except OSError as error:
             journal.observe("exe_error", error.strerror)
-        forensics.probe({"pid": pid, "threads": threads, "native": False, "py_spy": None, "py_spy_s": 0}, journal)
+        request = {"pid": pid, "threads": threads, "age_s": age_s, "native": False, "py_spy": None, "py_spy_s": 0}
+        forensics.probe(request, journal)
     finally:
         os._exit(0)
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_gpudiscovery.probes.syscalls import lookup
 from pytest_gpudiscovery.stages.identity import integer, mapping, objects, sequence, string
-from pytest_gpudiscovery.supervise import blocked, evidence
-from pytest_gpudiscovery.supervise.syscalls import lookup
+from pytest_gpudiscovery.supervise import activity, blocked, evidence
 
 Facts = Mapping[str, Any]
 BACKEND, VARIANT, MLX, JIT = "libggml-cuda", "libggml-cpu", "libmlx", "libnvidia-ptxjitcompiler"
@@ -25,6 +25,7 @@ READS = ("read", "pread64", "readv", "mmap", "page fault")
 OPENS = ("open", "openat", "openat2", "creat", "unlink", "unlinkat", "mkdir", "statx", "newfstatat")
 DEVICES = "/dev/nvidia"
 STOPPED = ("T", "t")
+CLOCK_END = 1e12  # seconds; a look that says more was not made by our clock
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Seen:
     close: Facts
     libraries: list[str]
     frames: list[str]  # base names of the libraries on the culprit's stack, innermost first
-    activity: str  # of the culprit: spinning, sleeping, making progress, unknown
+    activity: dict[str, Any]  # of the culprit: activity.judge's
 
     @property
     def blocked_in(self) -> str:
@@ -76,12 +77,15 @@ def read(stuck: Facts) -> Seen:
 
 
 def _threads(sample: Facts) -> list[dict[str, Any]]:
+    return [{"tid": tid, **evidence.thread(texts)} for tid, texts in _texts(sample)]
+
+
+def _texts(sample: Facts) -> list[tuple[int, dict[str, str]]]:
     found = []
     for entry in objects(sample.get("threads")):
         tid = integer(entry.get("tid"))
-        texts = {key: value for key, value in entry.items() if isinstance(value, str)}
         if tid is not None:
-            found.append({"tid": tid, **evidence.thread(texts)})
+            found.append((tid, {key: value for key, value in entry.items() if isinstance(value, str)}))
     return found
 
 
@@ -113,20 +117,12 @@ def _culprit(threads: list[dict[str, Any]], frames: Mapping[int, Sequence[str]])
     return next((group[0] for group in (uninterruptible, ours, foreign) if group), threads[0])
 
 
-def _activity(stuck: Facts, culprit: dict[str, Any] | None) -> str:
-    first = mapping(stuck.get("first"))
-    last = mapping(stuck.get("threads"))
+def _activity(stuck: Facts, culprit: dict[str, Any] | None) -> dict[str, Any]:
     if culprit is None:
-        return "unknown"
-    before = next((one for one in _threads(first) if one["tid"] == culprit["tid"]), None)
-    begun, ended = first.get("at"), last.get("at")
-    if before is None or not isinstance(begun, (int, float)) or not isinstance(ended, (int, float)):
-        return "unknown"
-    samples = [
-        evidence.Sample(at, thread["cpu_s"] or 0.0, thread.get("voluntary", 0), thread.get("involuntary", 0), 0)
-        for at, thread in ((begun, before), (ended, culprit))
-    ]
-    return str(evidence.activity(*samples)["verdict"])
+        return activity.judge([])
+    looks = [mapping(stuck.get(key)) for key in ("first", "threads")]
+    timed = [(at, look) for look in looks if isinstance(at := look.get("at"), (int, float)) and 0 <= at < CLOCK_END]
+    return activity.judge(activity.of_texts((at, _texts(look)) for at, look in timed), culprit["tid"])
 
 
 def parts(run: Facts) -> list[Facts]:
@@ -152,7 +148,8 @@ def cause(run: Facts, binary: str, preloaded: Sequence[str]) -> tuple[str, dict[
     names = dict.fromkeys((*seen.frames, *map(posixpath.basename, seen.libraries)))
     facts = {
         "blocked_in": seen.blocked_in,
-        "activity": seen.activity,
+        "activity": seen.activity["words"],
+        "judged": seen.activity,
         "call": seen.syscall or "unknown",
         "target": seen.target or "a descriptor",
         "on": f" on {seen.target}" if seen.target else "",
@@ -218,7 +215,7 @@ def _in_backend(seen: Seen) -> str:
         return "storage" if seen.syscall == "page fault" else "driver"
     if DEVICES in seen.target:
         return "ioctl"
-    if seen.syscall == "running" or seen.activity == "spinning":
+    if seen.syscall == "running" or seen.activity["verdict"] in (activity.USER, activity.KERNEL):
         return "spin"
     if seen.syscall in LOCKS:
         return "lock"

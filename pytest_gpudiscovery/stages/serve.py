@@ -129,9 +129,10 @@ def _devices(given: StageInput, seen: Mapping[str, Any], log: Log, wanted: Expec
         return found("serve.exits", facts, observed=seen.get("exit"), evidence=evidence)
     if reason == "timeout":
         stuck = bootstrap_hang.read(mapping(seen.get("stuck")))
-        facts |= {"blocked_in": stuck.blocked_in, "activity": stuck.activity}
+        facts |= {"blocked_in": stuck.blocked_in, "activity": stuck.activity["words"]}
         cause = "serve.hang" if seen.get("listens") is True or log.directories else "serve.silent"
-        return found(cause, facts, observed=facts["last"], evidence={**evidence, "blocked_in": stuck.blocked_in})
+        evidence |= {"blocked_in": stuck.blocked_in, "activity": stuck.activity}
+        return found(cause, facts, observed=facts["last"], evidence=evidence)
     shown = [device.to_json() for device in log.devices]
     if not gpus:
         children = given.facts("bootstrap").get("kept")

@@ -7,9 +7,17 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pytest_gpudiscovery.supervise.syscalls import lookup
+from pytest_gpudiscovery.probes.syscalls import lookup
 
 FRAMES = 3
+# What a system call waits for, as probes/holders.py calls it, and how its holder is said.
+WAITS = {
+    **dict.fromkeys(("flock", "fcntl"), "lock"),
+    **dict.fromkeys(("read", "readv", "write", "writev", "splice"), "pipe"),
+    **dict.fromkeys(("wait4", "waitid"), "child"),
+}
+HELD = {"lock": "lock held by", "pipe": "other end at", "child": "waits for", "tracer": "traced by"}
+NOBODY = {"lock": "lock held by nobody that can be seen", "pipe": "other end at nobody else"}
 # The interpreter and the C library are below every probe: they say nothing about the driver.
 PLUMBING = re.compile(
     r"(libc|libm|libdl|libpthread|librt|ld-linux[-\w]*|ld-musl[-\w]*|libffi[-\w]*|libpython[\d.]+\w*)[.-].*"
@@ -32,7 +40,24 @@ def describe(at_deadline: Mapping[str, Any], forensics: Mapping[str, Any]) -> st
         state.append(f"wchan {thread['wchan']}")
     elif thread["stack"]:
         state.append(f"kernel {thread['stack'][0]}")
-    return f"{' < '.join(chain)}; {', '.join(state)}"
+    held = _held(thread, forensics.get("holders"))
+    return f"{' < '.join(chain)}; {', '.join([*state, *([held] if held else [])])}"
+
+
+def _held(thread: Mapping[str, Any], seen: Any) -> str:
+    """Return who holds what THREAD waits for, from what probes/holders.py saw; "" where that is not told."""
+    entries = seen.get("holders") if isinstance(seen, Mapping) else None
+    kind = WAITS.get(str(thread["syscall"].get("name"))) if isinstance(thread["syscall"], Mapping) else None
+    kind = "tracer" if thread["state"] == "t" else kind
+    mine = [one for one in entries if isinstance(one, Mapping)] if isinstance(entries, list) else []
+    mine = [one for one in mine if kind is not None and one.get("kind") == kind]
+    if not mine:
+        return ""
+    others = f" and {len(mine) - 1} more" if len(mine) > 1 else ""
+    pid, name = mine[0].get("pid"), mine[0].get("name")
+    if pid is None:
+        return NOBODY.get(str(kind), "")
+    return f"{HELD[str(kind)]} PID {pid} ({name or 'ended'}){others}"
 
 
 def _culprit(threads: list[Mapping[str, Any]]) -> Mapping[str, Any] | None:

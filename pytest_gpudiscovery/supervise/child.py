@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_gpudiscovery.supervise import (
+    activity,
     blocked,
     evidence,
     forensics,
@@ -25,6 +26,7 @@ from pytest_gpudiscovery.supervise import (
     reaper,
     spawn,
     transient,
+    unseen,
 )
 from pytest_gpudiscovery.supervise.output import HeadTail
 from pytest_gpudiscovery.supervise.transcript import Transcript
@@ -79,6 +81,7 @@ class _Child:
         self._dead = False
         self._notes: list[str] = []
         self._evidence: dict[str, Any] = {}
+        self._samples: list[activity.Sample] = []
 
     # The stations of a life, in their order.
 
@@ -93,13 +96,14 @@ class _Child:
         self._open = {process.out, process.err, process.journal}
         for fd in self._open | ({process.pidfd} if process.pidfd is not None else set()):
             self._selector.register(fd, selectors.EVENT_READ)
-        if self._listen(self._spawned + evidence.SAMPLE_AT * deadline_s):
-            return self._ended()
-        first = self._sample()
+        for share in () if self._inner else activity.SAMPLES_AT:
+            if self._listen(self._spawned + share * deadline_s):
+                return self._ended()
+            self._sample()
         if self._listen(self._spawned + deadline_s):
             return self._ended()
         if not self._inner:
-            self._look_closely(first)
+            self._look_closely()
         self._kill()
         if self._listen(time.monotonic() + self._kill_wait_s) or self._unit_is_gone():
             self._finish()
@@ -217,24 +221,27 @@ class _Child:
 
     # Looking and killing.
 
-    def _sample(self) -> evidence.Sample:
+    def _sample(self) -> None:
         steps = self._transcript.steps()
-        ended = sum(step.duration_s is not None for step in steps)
-        return evidence.sample(self._process.subject(), time.monotonic(), len(steps) + ended)
+        done = len(steps) + sum(step.duration_s is not None for step in steps)
+        subject = self._process.subject()
+        self._samples.append(activity.sample(subject, time.monotonic(), done, in_exec=self._in_exec()))
 
-    def _look_closely(self, first: evidence.Sample) -> None:
+    def _look_closely(self) -> None:
         begun = self._transcript.begun
-        activity = evidence.activity(first, self._sample())
+        self._sample()
         subject = self._process.subject()
         snapshot = evidence.snapshot(subject, in_exec=self._in_exec())
         # Before the probe began, the child may still be who we are.
         setup = self._probe.setup if begun else Setup()
-        seen = forensics.examine(subject, snapshot, setup, _look)
+        age_s = time.monotonic() - self._spawned
+        seen = forensics.examine(subject, snapshot, setup, _look, age_s=age_s)
         self._evidence.update(
             at_deadline=snapshot,
-            activity=activity,
+            activity=activity.judge(self._samples),
             forensics=seen,
             blocked_in=blocked.describe(snapshot, seen),
+            unseen=unseen.reasons(snapshot, seen),
             deadline_s=self._probe.deadline_s,
         )
 

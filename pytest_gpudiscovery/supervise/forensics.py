@@ -9,7 +9,7 @@ import sysconfig
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from pytest_gpudiscovery.supervise.syscalls import lookup
+from pytest_gpudiscovery.probes.syscalls import lookup
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending, Probe, Setup
 
 DEADLINE_S = 2.0
@@ -25,15 +25,19 @@ def py_spy() -> str | None:
     return shutil.which("py-spy", path=os.pathsep.join([sysconfig.get_path("scripts"), os.environ.get("PATH", "")]))
 
 
-def examine(pid: int, snapshot: Mapping[str, Any], setup: Setup, run: Callable[[Probe], ChildResult]) -> dict[str, Any]:
+def examine(
+    pid: int, snapshot: Mapping[str, Any], setup: Setup, run: Callable[[Probe], ChildResult], *, age_s: float
+) -> dict[str, Any]:
     """Return what probes/forensics.py sees of PID, with "error" when it was caught or could not look.
 
-    SNAPSHOT is evidence.snapshot's; SETUP gives the identity, under which RUN supervises the look.
+    SNAPSHOT is evidence.snapshot's; SETUP gives the identity, under which RUN supervises the look. AGE_S is for how
+    long PID has lived.
     """
     threads = snapshot["threads"]
     request = {
         "pid": pid,
         "threads": [{"tid": thread["tid"], "path_at": _path_at(thread["syscall"])} for thread in threads],
+        "age_s": age_s,
         "native": all(thread["state"] != "D" for thread in threads),
         "py_spy": py_spy(),
         "py_spy_s": PY_SPY_S,

@@ -26,6 +26,7 @@ class Stat:
     utime: int
     stime: int
     start: int  # after boot
+    faults: int = 0  # of pages, minor and major
 
 
 def parse_stat(text: str) -> Stat | None:
@@ -35,10 +36,12 @@ def parse_stat(text: str) -> Stat | None:
     if not 0 < opened < closed or len(fields) < 20:
         return None
     try:
-        group, utime, stime, start = (int(fields[index]) for index in (2, 11, 12, 19))
+        group, minor, major, utime, stime, start = (int(fields[index]) for index in (2, 7, 9, 11, 12, 19))
     except ValueError:
         return None
-    return Stat(text[opened + 1 : closed], fields[0], group, utime, stime, start)
+    if max(utime, stime, minor, major) >> 64:
+        return None  # no kernel's
+    return Stat(text[opened + 1 : closed], fields[0], group, utime, stime, start, minor + major)
 
 
 def parse_status(text: str) -> dict[str, int]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from pytest_gpudiscovery.supervise import payload, transient
 from pytest_gpudiscovery.supervise.types import Probe
 
-TRACEBACK_AT = 0.75  # of the deadline: before evidence.SAMPLE_AT, whose sample it would disturb
+TRACEBACK_AT = 0.75  # of the deadline: between the first two of activity.SAMPLES_AT: it would disturb what they measure
 
 
 @dataclass

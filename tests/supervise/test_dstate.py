@@ -30,7 +30,7 @@ def test_frozen_file_system(frozen: Path) -> None:
     assert result.ending is Ending.UNKILLABLE
     assert f"PID {result.pid} outlived SIGKILL and was abandoned" in result.notes
     assert result.evidence["blocked_in"].startswith(f"openat of {frozen / 'x'}; state D, wchan ")
-    assert result.evidence["activity"]["verdict"] == "sleeping"
+    assert result.evidence["activity"]["verdict"] == "no progress"
     assert "percpu_rwsem_wait" in result.evidence["at_deadline"]["threads"][0]["stack"]
     assert result.evidence["after_sigkill"]["threads"][0]["state"] == "D"
     assert result.evidence["forensics"]["stacks"]  # the stack scan does not stop the task, so D is no obstacle
@@ -74,6 +74,8 @@ def test_locked_memory_map_catches_the_forensics_and_not_us(silent_write: Path) 
     assert seen["error"].startswith("caught in 'read memory map'")
     assert str(silent_write) in seen["fds"].values()  # what could be said before it was caught
     assert "stacks" not in seen
+    assert {"holders", "kernel_log"} <= set(seen)
+    assert {"memory map", "native stack"} <= {one["what"] for one in result.evidence["unseen"]}
 
     # The proof that the rig is what it claims to be: reading the map of this process never ends.
     reader = subprocess.Popen(["cat", f"/proc/{result.pid}/maps"], stdout=subprocess.DEVNULL)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_gpudiscovery.supervise import blocked, evidence, procfs, syscalls
-from pytest_gpudiscovery.supervise.evidence import Sample
+from pytest_gpudiscovery.probes import syscalls
+from pytest_gpudiscovery.supervise import activity, blocked, evidence, procfs
 
 STAT = (
     "4242 (a) b (c) D 17 4242 4242 0 -1 4194560 1 2 3 4 150 50 7 8 20 0 3 0 98765 10000 200 18446744073709551615 "
@@ -23,7 +23,7 @@ SYSCALL = "16 0x7 0xc00846d6 0x7ffd0000 0x0 0x0 0x0 0x7ffd17b18538 0x7f5932c9a2a
 
 
 def test_stat_with_brackets_in_the_name() -> None:
-    assert procfs.parse_stat(STAT) == procfs.Stat("a) b (c", "D", 4242, 150, 50, 98765)
+    assert procfs.parse_stat(STAT) == procfs.Stat("a) b (c", "D", 4242, 150, 50, 98765, 4)
 
 
 def test_thread() -> None:
@@ -47,7 +47,7 @@ def test_thread() -> None:
             "pc": 0x7F5932C9A2AD,
         },
         "stack": ["rwsem_down_read_slowpath", "down_read", "nvidia_ioctl"],
-        "cpu_s": 200 / evidence.TICK,
+        "cpu_s": 200 / activity.TICK,
         "voluntary": 12,
         "involuntary": 3,
     }
@@ -103,31 +103,6 @@ def test_snapshot_of_nobody() -> None:
     assert procfs.descendants(2**22 + 1) == []
 
 
-@pytest.mark.parametrize(
-    ("cpu", "voluntary", "steps", "verdict"),
-    [
-        (0.0, 0, 0, "sleeping"),
-        (0.01, 2, 0, "sleeping"),
-        (2.0, 0, 0, "spinning"),
-        (1.0, 2, 0, "spinning"),
-        (0.0, 200, 0, "making progress"),  # polls
-        (1.9, 50, 0, "making progress"),  # works and waits
-        (0.1, 0, 0, "spinning"),  # on a loaded host
-        (0.0, 0, 1, "making progress"),
-    ],
-)
-def test_activity(cpu: float, voluntary: int, steps: int, verdict: str) -> None:
-    seen = evidence.activity(Sample(8.0, 5.0, 10, 20, 3), Sample(10.0, 5.0 + cpu, 10 + voluntary, 21, 3 + steps))
-    assert seen == {
-        "verdict": verdict,
-        "window_s": 2.0,
-        "cpu_s": cpu,
-        "voluntary": voluntary,
-        "involuntary": 1,
-        "steps": steps,
-    }
-
-
 def thread(tid: int = 1, state: str = "S", **facts: Any) -> dict[str, Any]:
     return {"tid": tid, "state": state, "wchan": None, "syscall": None, "stack": [], **facts}
 
@@ -175,6 +150,31 @@ LIBCUDA = "/usr/lib/x86_64-linux-gnu/libcuda.so.580.159.04"
         ([thread(1, "S")], {}, "a call that could not be read; state S"),
         ([thread(1, "S", syscall=call("read", 3))], {"error": "caught"}, "read on descriptor 3; state S"),
         ([thread(1, "S", syscall={"name": "syscall 999", "number": 999, "args": []})], {}, "syscall 999; state S"),
+        (
+            [thread(1, "S", syscall=call("flock", 3))],
+            {
+                "fds": {"3": "/tmp/vgpulock/lock"},
+                "holders": {"holders": [{"kind": "lock", "what": "/tmp/vgpulock/lock", "pid": 812, "name": "python3"}]},
+            },
+            "flock on /tmp/vgpulock/lock; state S, lock held by PID 812 (python3)",
+        ),
+        (
+            [thread(1, "S", syscall=call("read", 3))],
+            {"holders": {"holders": [{"kind": "pipe", "what": "pipe:[7]", "pid": None, "name": ""}]}},
+            "read on descriptor 3; state S, other end at nobody else",
+        ),
+        (  # who holds the GPU is evidence; what this thread waits for is something else
+            [thread(1, "S", syscall=call("futex"))],
+            {"holders": {"holders": [{"kind": "gpu", "what": "/dev/nvidia0", "pid": 9, "name": "ollama"}]}},
+            "futex; state S",
+        ),
+        (
+            [thread(1, "t", syscall=call("futex"))],
+            {"holders": {"holders": [{"kind": "tracer", "pid": 9, "name": "gdb"}, {"kind": "lock", "pid": 1}]}},
+            "futex; state t, traced by PID 9 (gdb)",
+        ),
+        ([thread(1, "S", syscall=call("wait4"))], {"holders": {"holders": [7, None]}}, "wait4; state S"),
+        ([thread(1, "S", syscall=call("wait4"))], {"holders": [1]}, "wait4; state S"),
         ([], {}, "gone before it could be looked at"),
         (
             [thread(1, "S", syscall=call("futex"))],

@@ -36,9 +36,9 @@ def hang(how: str, **request: Any) -> ChildResult:
 @pytest.mark.parametrize(
     ("how", "call", "state", "activity"),
     [
-        ("hang_sleep", "clock_nanosleep", "S", "sleeping"),
-        ("hang_futex", "futex", "S", "sleeping"),
-        ("hang_spin", "running", "R", "spinning"),
+        ("hang_sleep", "clock_nanosleep", "S", "no progress"),
+        ("hang_futex", "futex", "S", "no progress"),
+        ("hang_spin", "running", "R", "spinning in user space"),
     ],
 )
 def test_native_hang(how: str, call: str, state: str, activity: str, hold_gil: bool, hang_library: str) -> None:
@@ -69,9 +69,10 @@ def test_system_call_names_its_descriptor() -> None:
     assert result.evidence["blocked_in"].startswith("read on pipe:[")
 
 
-def test_polling_is_not_called_a_hang() -> None:
+def test_polling_is_told_from_sleeping() -> None:
     activity = hang("polling").evidence["activity"]
-    assert activity["verdict"] == "making progress"
+    assert activity["verdict"] == "polling"
+    assert activity["pace"] == "hung"
     assert activity["voluntary"] >= 3
 
 
@@ -94,13 +95,13 @@ def test_daemon_of_an_ended_child_is_killed_without_waiting_for_it(how: str) -> 
 
 def test_evidence_has_its_documented_shape() -> None:
     evidence = hang("signals").evidence
-    assert set(evidence) == {"at_deadline", "activity", "forensics", "blocked_in", "deadline_s"}
+    assert set(evidence) == {"at_deadline", "activity", "forensics", "blocked_in", "unseen", "deadline_s"}
     assert evidence["at_deadline"]["more_threads"] == 0
     main = evidence["at_deadline"]["threads"][0]
     assert main["tid"] == evidence["at_deadline"]["pid"]
     assert main["syscall"]["name"] in SLEEPS
     seen = evidence["forensics"]
-    assert {"fds", "libraries", "stacks", "errors", "duration_s"} <= set(seen)
+    assert {"fds", "holders", "kernel_log", "libraries", "stacks", "errors", "duration_s"} <= set(seen)
     assert seen["fds"]["0"].startswith("pipe:")
     assert any("libc" in path for path in seen["libraries"])
     assert seen["duration_s"] < forensics.DEADLINE_S + 1

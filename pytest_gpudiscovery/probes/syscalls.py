@@ -7,7 +7,7 @@ argument points to a path).
 
 from __future__ import annotations
 
-import platform
+import os
 from dataclasses import dataclass
 
 _TABLE = """
@@ -54,7 +54,7 @@ def _table(machine: str) -> dict[int, Syscall]:
     return calls
 
 
-_CALLS = _table(platform.machine())
+_CALLS = _table(os.uname().machine)
 
 
 def lookup(number: int, machine: str | None = None) -> Syscall:
