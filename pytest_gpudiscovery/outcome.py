@@ -6,12 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from pytest_gpudiscovery.model import Check, CheckOutcome, Finding, Kind, Outcome, Severity, Step
+from pytest_gpudiscovery.model import SUMMARY_LIMIT, Check, CheckOutcome, Finding, Kind, Outcome, Severity, Step
 from pytest_gpudiscovery.stages.spec import Judgement, StageSpec, found
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending
 
 HUNG = (Ending.TIMED_OUT, Ending.UNKILLABLE)
 HANG_OUTCOMES = (Outcome.TIMED_OUT, Outcome.UNKILLABLE)
+PACES = {"slow": " (slow)", "hung": " (hung)"}  # supervise/activity.py
 STDERR_TAIL = 2000  # characters of a child's stderr that a finding carries; the record's evidence has all that was kept
 
 
@@ -42,6 +43,8 @@ def conclude(
         checks.insert(0, extra)
     if outcome is None:
         outcome = judgement.outcome or _of_checks(judgement, checks)
+    if outcome in HANG_OUTCOMES:
+        checks = _with_pace(checks, results)
     facts = dict(judgement.facts) if isinstance(judgement.facts, dict) else {}
     hung = any(result.ending in HUNG for result in results.values())
     if hung if judgement.stuck is None else judgement.stuck:
@@ -54,6 +57,27 @@ def conclude(
         facts,
         _evidence(results) or None,
     )
+
+
+def _with_pace(checks: list[Check], results: Mapping[str, ChildResult]) -> list[Check]:
+    """Return CHECKS with "slow" or "hung" in the summary that stands for the stage, as its child was seen to be."""
+    worst = _worst(checks)
+    if worst is None:
+        return checks
+    told = worst.evidence if isinstance(worst.evidence, Mapping) else {}
+    hung = [result.evidence for result in results.values() if result.ending in HUNG]
+    mine = [seen for seen in hung if seen.get("blocked_in", "unknown") == told.get("blocked_in")]
+    found_in = (told.get("activity"), *(seen.get("activity") for seen in mine))
+    pace = next((one.get("pace") for one in found_in if isinstance(one, Mapping)), None)
+    if pace not in PACES:
+        return checks
+    room = SUMMARY_LIMIT - len(PACES[pace])
+    summary = (worst.summary if len(worst.summary) <= room else worst.summary[: room - 1] + "…") + PACES[pace]
+    finding = dataclasses.replace(worst, summary=summary)
+    return [
+        dataclasses.replace(check, finding=finding, reason=summary) if check.finding is worst else check
+        for check in checks
+    ]
 
 
 def _explained(checks: list[Check]) -> bool:

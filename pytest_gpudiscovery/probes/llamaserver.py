@@ -10,7 +10,7 @@ import os
 import select
 import time
 
-from pytest_gpudiscovery.probes import stuck
+from pytest_gpudiscovery.probes import godump, stuck
 from pytest_gpudiscovery.probes.spawned import Spawned, said
 
 TYPE_CHECKING = False
@@ -65,7 +65,8 @@ def run(
         )
         if answer["list"]["reason"] == "exited" and answer["list"]["exit"] == 0:
             argv = [request["binary"], "gpu-discover", *(word for path in dirs for word in ("--lib-dir", path))]
-            answer["native"] = how.run("ollama gpu-discover", argv, min(end, time.monotonic() + NATIVE_S))
+            limit = min(end, time.monotonic() + NATIVE_S)
+            answer["native"] = how.run("ollama gpu-discover", argv, limit, go=True)
     answer["seconds"] = round(time.monotonic() - began, 6)
     return answer
 
@@ -87,10 +88,12 @@ class _How:
         self._before, self._on_line, self._on_tick = before, on_line, on_tick
         self._began = time.monotonic()
 
-    def run(self, name: str, argv: list[str], end: float, *, until: str | None = None) -> dict[str, Any]:
+    def run(
+        self, name: str, argv: list[str], end: float, *, until: str | None = None, go: bool = False
+    ) -> dict[str, Any]:
         """Run ARGV until it ends, prints a line with UNTIL on stderr, or END comes; then end it.
 
-        `reason`: "exited", "seen" (the line came), "timeout", or "spawn" with a `problem`.
+        GO: it is a Go program. `reason`: "exited", "seen" (the line came), "timeout", or "spawn" with a `problem`.
         """
         begun, seen = time.monotonic(), False
         lines = 0
@@ -112,10 +115,13 @@ class _How:
                 reason, first = self._wait(child, end, lambda: seen)
                 step.result = reason
             answer = {"reason": reason}
-            if reason == "timeout":
-                with self._journal.step(f"{self._prefix}look at PID {child.pid}"):
-                    answer["stuck"] = {"first": first, **stuck.look(child.pid, None)}
         ended = child.status
+        if answer["reason"] == "timeout":
+            with self._journal.step(f"{self._prefix}look at PID {child.pid}"):
+                answer["stuck"] = {"first": first, **stuck.look(child.pid, None, time.monotonic() - begun)}
+            if go and not self._before:
+                with self._journal.step(f"{self._prefix}ask PID {child.pid} for its goroutines"):
+                    answer["goroutines"] = godump.ask(child)
         answer["dead"] = child.kill()
         if child.pid and answer["dead"]:
             self._guardian.gone(child.pid)

@@ -12,7 +12,7 @@ import os
 import select
 import time
 
-from pytest_gpudiscovery.probes import stuck
+from pytest_gpudiscovery.probes import godump, stuck
 from pytest_gpudiscovery.probes.facts import errno_name
 from pytest_gpudiscovery.probes.infoclient import Ask
 from pytest_gpudiscovery.probes.spawned import Spawned, said
@@ -56,6 +56,7 @@ def run(
         step.result = answer["port_error"] or port
     answer["port"] = port
     argv = [*before, binary, "runner", "--ollama-engine", "--port", str(port)]
+    ended = None
     with journal.step(f"{prefix}start {' '.join(argv)}") as step:
         child = Spawned(argv, env, on_line=on_line)
         step.result = child.problem or child.pid
@@ -66,11 +67,15 @@ def run(
                 answer |= _ask(child, port, began + limit_s, on_tick)
                 answer["seconds"] = round(time.monotonic() - began, 6)
                 step.result = answer["reason"] or answer["status"]
+            ended = child.status  # its own end, before ours
             if answer["reason"] == "timeout":
                 with journal.step(f"{prefix}look at PID {child.pid}"):
-                    answer["stuck"] = {"first": answer.pop("first", None), **stuck.look(child.pid, port)}
+                    age_s = time.monotonic() - child.began
+                    answer["stuck"] = {"first": answer.pop("first", None), **stuck.look(child.pid, port, age_s)}
+                if not before:  # a tracer is no Go program
+                    with journal.step(f"{prefix}ask PID {child.pid} for its goroutines"):
+                        answer["goroutines"] = godump.ask(child)
     finally:
-        ended = child.status  # its own end, before ours
         answer["dead"] = child.kill()
         if child.pid and answer["dead"]:
             guardian.gone(child.pid)

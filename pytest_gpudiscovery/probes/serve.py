@@ -11,7 +11,7 @@ import os
 import select
 import time
 
-from pytest_gpudiscovery.probes import private, stuck
+from pytest_gpudiscovery.probes import godump, private, stuck
 from pytest_gpudiscovery.probes.bootstrap import CACHE_LIMIT, copy_tree, jit_cache
 from pytest_gpudiscovery.probes.facts import errno_name
 from pytest_gpudiscovery.probes.guardian import Guardian
@@ -133,18 +133,22 @@ def _serve(
     if not server.pid:
         return {**answer, "reason": "spawn", "problem": server.problem, "lines": [], "dropped": 0}
     guardian.group(server.pid)
+    ended = None
     try:
         with journal.step("wait until it says what it computes on") as step:
             answer |= _wait(server, log, began, began + request["limit_s"])
             step.result = answer["reason"] or f"{log.devices} line(s)"
         answer["seconds"] = round(time.monotonic() - began, 6)
+        ended = server.status
         if answer["reason"] == "timeout":
             with journal.step(f"look at PID {server.pid} and its children"):
                 first = answer.pop("first", None)
-                answer["stuck"] = {"first": first, **stuck.look(_deepest(server.pid), None)}
+                age_s = time.monotonic() - began
+                answer["stuck"] = {"first": first, **stuck.look(_deepest(server.pid), None, age_s)}
                 answer["listens"] = is_open(port)
+            with journal.step(f"ask PID {server.pid} for its goroutines"):
+                answer["goroutines"] = godump.ask(server)
     finally:
-        ended = server.status
         with journal.step("end it"):
             answer["by_itself"] = _end(server)
             answer["dead"] = server.kill()

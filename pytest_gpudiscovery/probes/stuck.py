@@ -11,6 +11,7 @@ import select
 import time
 
 from pytest_gpudiscovery.probes import forensics
+from pytest_gpudiscovery.probes.facts import errno_name
 from pytest_gpudiscovery.probes.journal import Journal
 
 TYPE_CHECKING = False
@@ -26,12 +27,16 @@ FILES = ("stat", "status", "wchan", "syscall", "stack")  # reading these never w
 
 
 def sample(pid: int) -> dict[str, Any]:
-    """Return {"at", "threads": [{"tid", "stat", "status", "wchan", "syscall", "stack"}], "more": n}; texts of /proc."""
+    """Return {"at", "threads": [{"tid", "stat", "status", "wchan", "syscall", "stack", "unread"}], "more": n}.
+
+    The texts are those of /proc; `unread` has the errno's name of each file that could not be read.
+    """
     tids = tasks(pid)
     threads = []
     for tid in tids[:THREADS]:
-        texts = {name: read(f"/proc/{pid}/task/{tid}/{name}") for name in FILES}
-        threads.append({"tid": tid, **texts})
+        unread: dict[str, str] = {}
+        texts = {name: read(f"/proc/{pid}/task/{tid}/{name}", unread) for name in FILES}
+        threads.append({"tid": tid, **texts, "unread": unread})
     return {"at": time.monotonic(), "threads": threads, "more": max(0, len(tids) - THREADS)}
 
 
@@ -59,15 +64,17 @@ def tasks(pid: int) -> list[int]:
         return []
 
 
-def read(path: str) -> str:
-    """Return the text of a file of /proc, "" when it cannot be read."""
+def read(path: str, unread: dict[str, str] | None = None) -> str:
+    """Return the text of a file of /proc, "" when it cannot be read; UNREAD gets the errno's name then."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             return os.read(fd, TEXT).decode("utf-8", "replace")
         finally:
             os.close(fd)
-    except OSError:
+    except OSError as error:
+        if unread is not None:
+            unread[path.rpartition("/")[2]] = errno_name(error)
         return ""
 
 

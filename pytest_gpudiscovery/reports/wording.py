@@ -38,6 +38,8 @@ def failure_block(record: StageRecord, numbers: Mapping[str, int], explains: Seq
     hung = record.outcome in HUNG
     rows = [
         ("blocked in", _blocked_in(record, finding)),
+        ("so far", _activity(record, finding)),
+        ("goroutine", _goroutine(finding)),
         ("last step", _last_step(record)),
         ("expected", _value(check.expected) if check and not hung else ""),
         ("seen", _value(check.observed) if check and not hung else ""),
@@ -82,6 +84,22 @@ def _blocked_in(record: StageRecord, finding: Finding | None) -> str:
         if text and text != "unknown":
             return _value(text)
     return ""
+
+
+def _activity(record: StageRecord, finding: Finding | None) -> str:
+    """Return what the child did when its time ran out: "hung: no progress for 22.5 s (...)"."""
+    found: list[Any] = [finding.evidence] if finding is not None else []
+    found += record.evidence.values() if isinstance(record.evidence, dict) else []
+    seen = (evidence.get("activity") for evidence in found if isinstance(evidence, dict))
+    words_of = (one.get("words") for one in seen if isinstance(one, dict))
+    return _value(next((text for text in words_of if isinstance(text, str)), None))
+
+
+def _goroutine(finding: Finding | None) -> str:
+    """Return which call of a Go child had not come back, "" where it was not asked or did not say."""
+    evidence = finding.evidence if finding is not None and isinstance(finding.evidence, dict) else {}
+    seen = evidence.get("goroutines")
+    return _value(seen.get("told")) if isinstance(seen, dict) else ""
 
 
 def _last_step(record: StageRecord) -> str:

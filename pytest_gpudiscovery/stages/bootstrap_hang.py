@@ -13,7 +13,7 @@ from typing import Any
 
 from pytest_gpudiscovery.probes.syscalls import lookup
 from pytest_gpudiscovery.stages.identity import integer, mapping, objects, sequence, string
-from pytest_gpudiscovery.supervise import activity, blocked, evidence
+from pytest_gpudiscovery.supervise import activity, blocked, evidence, unseen
 
 Facts = Mapping[str, Any]
 BACKEND, VARIANT, MLX, JIT = "libggml-cuda", "libggml-cpu", "libmlx", "libnvidia-ptxjitcompiler"
@@ -77,7 +77,11 @@ def read(stuck: Facts) -> Seen:
 
 
 def _threads(sample: Facts) -> list[dict[str, Any]]:
-    return [{"tid": tid, **evidence.thread(texts)} for tid, texts in _texts(sample)]
+    unread = {integer(entry.get("tid")): mapping(entry.get("unread")) for entry in objects(sample.get("threads"))}
+    return [
+        {"tid": tid, **evidence.thread(texts), "unread": {str(name): str(why) for name, why in unread[tid].items()}}
+        for tid, texts in _texts(sample)
+    ]
 
 
 def _texts(sample: Facts) -> list[tuple[int, dict[str, str]]]:
@@ -123,6 +127,25 @@ def _activity(stuck: Facts, culprit: dict[str, Any] | None) -> dict[str, Any]:
     looks = [mapping(stuck.get(key)) for key in ("first", "threads")]
     timed = [(at, look) for look in looks if isinstance(at := look.get("at"), (int, float)) and 0 <= at < CLOCK_END]
     return activity.judge(activity.of_texts((at, _texts(look)) for at, look in timed), culprit["tid"])
+
+
+def shown(run: Facts, facts: Facts) -> dict[str, Any]:
+    """Return what a finding on a child that hangs carries as evidence; FACTS are `cause`'s."""
+    stuck = mapping(run.get("stuck"))
+    if not stuck:
+        return {"blocked_in": facts.get("blocked_in")}
+    seen = read(stuck)
+    more = integer(mapping(stuck.get("threads")).get("more")) or 0
+    snapshot = {"threads": seen.threads, "more_threads": more}
+    known = {
+        "blocked_in": seen.blocked_in,
+        "activity": seen.activity,
+        "goroutines": mapping(run.get("goroutines")),
+        "holders": sequence(mapping(seen.close.get("holders")).get("holders")),
+        "kernel_log": sequence(mapping(seen.close.get("kernel_log")).get("lines")),
+        "unseen": unseen.reasons(snapshot, {"py_spy": {}, **seen.close}),  # no Python in it
+    }
+    return {name: value for name, value in known.items() if value}
 
 
 def parts(run: Facts) -> list[Facts]:
@@ -200,6 +223,10 @@ def _before_backend(seen: Seen, mapped: Sequence[str], facts: dict[str, Any], *,
     if variant is not None and (variant in seen.frames or (seen.culprit or {}).get("state") != "D"):
         facts["object"] = variant
         return "variant"
+    mlx = next((name for name in seen.frames if name.startswith(MLX)), None)
+    if mlx is not None and not asked:  # `ollama gpu-discover` initialises it as every ollama process does
+        facts["object"] = mlx
+        return "mlx"
     if seen.syscall in OPENS and variant is None:
         return "tmpdir"
     if not asked:

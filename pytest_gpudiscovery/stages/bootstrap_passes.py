@@ -8,6 +8,7 @@ from typing import Any
 
 from pytest_gpudiscovery.model import Check
 from pytest_gpudiscovery.stages import (
+    bootstrap_hang,
     bootstrap_runner,
     bootstrap_server,
     identity,
@@ -241,6 +242,7 @@ def _validated(
         cause, more = bad
         facts |= {**more, "why": WHY.get(cause.rpartition(".")[0], WHY.get(cause, cause)), "cause": cause}
         hung = cause.startswith("bootstrap.hang.") or cause.endswith(".hang")
+        evidence |= bootstrap_hang.shown(last, more) if hung else {}
         return found(
             "bootstrap.second.hang" if hung else "bootstrap.second.failed", facts, subject=subject, evidence=evidence
         )

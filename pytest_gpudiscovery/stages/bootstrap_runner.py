@@ -57,7 +57,7 @@ def judge(subject: str, run: Facts, binary: str, preloaded: Sequence[str], budge
     if bad is not None:
         cause, facts = bad
         facts = {"said": said(run), "subject": subject.partition(":")[2], "budget_s": budget_s, **facts}
-        evidence = {"output": text(run)[-TAIL:], "stuck": facts.get("blocked_in"), "argv": run.get("argv")}
+        evidence = {"output": text(run)[-TAIL:], "argv": run.get("argv"), **bootstrap_hang.shown(run, facts)}
         return [found(cause, facts, subject=subject, evidence=evidence, observed=facts.get("observed"))]
     return [passed("P90", subject=subject, observed={"port": run.get("port")}), time_of(run, budget_s, subject)]
 

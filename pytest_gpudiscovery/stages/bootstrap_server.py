@@ -5,6 +5,7 @@ v0.32.15:discover/llama_server.go:182-372 (devices, architectures), native_probe
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -171,7 +172,15 @@ def _stuck(step: Facts, program: str, preloaded: Sequence[str]) -> dict[str, Any
     """Return where a process of STEP hangs, in the words of the cause that a runner would have had."""
     name, facts = bootstrap_hang.cause({**step, "connected": 0.0}, program, preloaded)
     worded = catalogue.finding(f"bootstrap.hang.{name}", {**facts, "subject": "it", "limit_s": 0.0})
-    return {**facts, "what": _verb(worded.summary), "class": name}
+    return {**facts, "what": _verb(worded.summary), "class": name, "remedy": (worded.next, worded.action)}
+
+
+def _by_class(check: Check, facts: Facts) -> Check:
+    """Return CHECK with the next command of what its process hangs in, where that is known: `_stuck`'s "remedy"."""
+    if check.finding is None or not facts.get("remedy") or not facts["remedy"][0]:
+        return check
+    command, action = facts["remedy"]
+    return dataclasses.replace(check, finding=dataclasses.replace(check.finding, next=command, action=action))
 
 
 def _verb(summary: str) -> str:
@@ -190,8 +199,9 @@ def judge(
         last = mapping(run.get("list")) or mapping(run.get("start"))
         facts = {"said": said(last), "subject": directory.name, "budget_s": budget_s, **facts}
         evidence = {"output": text(last)[-bootstrap_runner.TAIL :], "argv": last.get("argv")}
-        evidence["stuck"] = facts.get("blocked_in")
-        return [found(cause, facts, subject=subject, evidence=evidence, observed=facts.get("observed"))]
+        evidence |= bootstrap_hang.shown(last, facts)
+        check = found(cause, facts, subject=subject, evidence=evidence, observed=facts.get("observed"))
+        return [_by_class(check, facts)]
     checks = [_started(run, subject), passed("P68", subject=subject, observed=mapping(run["list"]).get("seconds"))]
     checks += [_native(run, subject, binary, preloaded), *_floor(directory, run, how, subject)]
     return [*checks, bootstrap_runner.time_of(run, budget_s, subject)]
@@ -214,7 +224,8 @@ def _native(run: Facts, subject: str, binary: str, preloaded: Sequence[str]) -> 
         return unknown("P69", "not started", Kind.RISK, subject=subject)
     if one.get("reason") == "timeout":
         facts |= _stuck(one, binary, preloaded)
-        return found("bootstrap.native.hang", facts, subject=subject, evidence={"stuck": facts.get("blocked_in")})
+        check = found("bootstrap.native.hang", facts, subject=subject, evidence=bootstrap_hang.shown(one, facts))
+        return _by_class(check, facts)
     if one.get("reason") != "exited" or one.get("exit") != 0:
         facts["code"] = one.get("exit") if not one.get("problem") else one["problem"]
         return found("bootstrap.native.failed", facts, subject=subject, observed=facts["code"])

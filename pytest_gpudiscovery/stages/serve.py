@@ -131,7 +131,7 @@ def _devices(given: StageInput, seen: Mapping[str, Any], log: Log, wanted: Expec
         stuck = bootstrap_hang.read(mapping(seen.get("stuck")))
         facts |= {"blocked_in": stuck.blocked_in, "activity": stuck.activity["words"]}
         cause = "serve.hang" if seen.get("listens") is True or log.directories else "serve.silent"
-        evidence |= {"blocked_in": stuck.blocked_in, "activity": stuck.activity}
+        evidence |= bootstrap_hang.shown(seen, facts)
         return found(cause, facts, observed=facts["last"], evidence=evidence)
     shown = [device.to_json() for device in log.devices]
     if not gpus:

@@ -225,9 +225,9 @@ def test_lines_of_a_run(gate: Runner) -> None:
     assert stages[6].endswith("because of 06 driver")
     assert "   kernel call " in ended.out, "-v: the steps"
     block = ended.out[ended.out.index("06 driver: driver call did not return") :].splitlines()
-    assert [line[3:13].rstrip() for line in block[1:5]] == ["blocked in", "last step", "explains", "next"]
+    assert [line[3:13].rstrip() for line in block[1:6]] == ["blocked in", "so far", "last step", "explains", "next"]
     assert "\x1b" not in ended.out, "no colours where there is no terminal"
-    assert lines[-1] == "gpu-discovery: BLOCKED at 06 driver: driver call did not return within 1 s (exit 1)"
+    assert lines[-1] == "gpu-discovery: BLOCKED at 06 driver: driver call did not return within 1 s (hung) (exit 1)"
     assert not any(word in ended.out for word in ("test session starts", "short test summary", "FAILURES", "::"))
 
     suite = ElementTree.parse(gate.directory / "junit.xml").getroot().find("testsuite")
@@ -238,7 +238,7 @@ def test_lines_of_a_run(gate: Runner) -> None:
     assert case.get("classname") == "gpu-discovery.test_06_driver"
     failure = case.find("failure")
     assert failure is not None
-    assert str(failure.text).startswith("06 driver: driver call did not return within 1 s\n   blocked in: ")
+    assert str(failure.text).startswith("06 driver: driver call did not return within 1 s (hung)\n   blocked in: ")
     assert "Traceback" not in str(failure.text)
     item = {node.get("name"): node.get("value") for node in case.iterfind("properties/property")}
     assert item["gpu_discovery.outcome"] == "timed_out"

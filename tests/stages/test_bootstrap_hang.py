@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 
-from pytest_gpudiscovery.stages import bootstrap_hang
-from tests.stages.bootstrap_answers import RUN_B, stuck, thread
+from pytest_gpudiscovery.diagnosis import catalogue
+from pytest_gpudiscovery.stages import bootstrap_hang, bootstrap_server, protocol
+from pytest_gpudiscovery.stages.protocol import Directory
+from tests.stages.bootstrap_answers import LISTED, RUN_B, process, run_c, stuck, thread
 from tests.stages.hostile import ANYTHING, mutated
 
 BINARY = "/usr/local/bin/ollama"
@@ -79,6 +81,61 @@ def test_a_preloaded_object_is_named_before_mlx() -> None:
 
 def test_a_listener_that_nobody_reaches() -> None:
     assert cause(stuck(), connected=None) == "loopback"
+
+
+SERVER = f"{LIB}/llama-server"
+# What a process of era C can be caught in: nobody asks it over a port, so nothing depends on a listener.
+CASES_C: list[tuple[str, dict[str, Any]]] = [
+    ("exec", other_exe()),
+    ("stopped", stuck(listens=None, threads=[thread(100, "T")])),
+    ("debugger", stuck(CUDA, listens=None, children=[{"pid": 7, "name": "gdb"}])),
+    ("preload", stuck(SHIM, listens=None, frames=(SHIM,))),
+    ("mlx", stuck(MLX, DRIVER, listens=None, frames=(MLX, DRIVER))),
+    ("variant", stuck(VARIANT, listens=None, frames=(VARIANT,))),
+    ("tmpdir", stuck(f"{LIB}/libm.so", listens=None, threads=[thread(100, "S", OPENAT)])),
+    ("early", stuck("/usr/lib/libm.so.6", listens=None)),
+    ("storage", stuck(CUDA, listens=None, threads=[thread(100, "D", FAULT)])),
+    ("jit", stuck(CUDA, JIT, listens=None, frames=(JIT, DRIVER), threads=[thread(100, "R", "running")])),
+    ("driver", stuck(CUDA, listens=None, frames=(DRIVER,), threads=[thread(100, "D", IOCTL)])),
+    ("ioctl", stuck(CUDA, listens=None, threads=[thread(100, "S", IOCTL)], fds={"5": "/dev/nvidiactl"})),
+    ("spin", stuck(CUDA, listens=None, threads=[thread(100, "R", "running")])),
+    ("lock", stuck(CUDA, listens=None, threads=[thread(100, "S", FUTEX)])),
+    ("lock", stuck(CUDA, listens=None, threads=[thread(100, "S", FLOCK)], fds={"5": "/tmp/vgpulock/lock"})),
+    ("wait", stuck(CUDA, listens=None)),
+    ("unknown", stuck(CUDA, listens=None, threads=[thread(100, "S", "")])),
+]
+ASKED_OVER_A_PORT = {"port", "start", "loopback", "mute"}
+OF_THE_ASKER = {"resolve", "asker"}  # the process that starts the children hangs itself
+
+
+@pytest.mark.parametrize("which", ["start", "list", "native"])
+@pytest.mark.parametrize(("expected", "look"), CASES_C, ids=[f"{i}-{case[0]}" for i, case in enumerate(CASES_C)])
+def test_the_class_of_a_hang_of_era_c(expected: str, look: dict[str, Any], which: str) -> None:
+    exe = SERVER if expected != "exec" else look["close"]["exe"]
+    look = {**look, "close": {**look["close"], "exe": exe}}
+    step = {"reason": "timeout", "exit": None, "dead": True, "argv": [SERVER], "lines": 0, "stuck": look}
+    parts = dict.fromkeys(("start", "list", "native"), None) | {"start": process("start", reason="seen", exit=None)}
+    parts |= {"list": process("list", LISTED)} if which == "native" else {}
+    run = run_c(**{**parts, which: step})
+    directory = Directory("cuda_v12", f"{LIB}/cuda_v12", CUDA)
+    checks = bootstrap_server.judge(directory, run, protocol.of({"era": "C"}, newer=True), SERVER, ["libvgpu.so"], 30.0)
+    finding = next(check.finding for check in checks if check.finding and check.finding.cause.endswith("hang"))
+    mine = catalogue.causes()[f"bootstrap.hang.{expected}"]
+    assert finding.cause == f"bootstrap.{which}.hang"
+    assert finding.action is mine.action
+    assert finding.next.split()[0] == mine.next.split()[0], "the remedy is that of what it hangs in"
+    if which != "native":
+        assert f"class {expected}." in finding.detail
+    assert finding.evidence["blocked_in"]
+    assert finding.evidence["activity"]["pace"]
+
+
+def test_every_class_is_reached() -> None:
+    of_b = {name for name, _ in CASES} | {"preload", "loopback"}
+    of_c = {name for name, _ in CASES_C}
+    known = {name.removeprefix("bootstrap.hang.") for name in catalogue.causes() if name.startswith("bootstrap.hang.")}
+    assert of_b == known - OF_THE_ASKER
+    assert of_c == known - OF_THE_ASKER - ASKED_OVER_A_PORT
 
 
 def test_the_thread_that_holds_the_others_up_is_not_gos_main_thread() -> None:
