@@ -99,6 +99,7 @@ def main(payload: "dict[str, Any]") -> None:
         os._exit(REFUSED)
     if payload["sys_path"] and list(sys.version_info[:2]) == payload["python"]:
         sys.path.extend(path for path in payload["sys_path"] if path not in sys.path)
+    allowed = setup.descriptors()
     journal.begin()
     faulthandler.dump_traceback_later(payload["traceback_after_s"])
     try:
@@ -106,6 +107,7 @@ def main(payload: "dict[str, Any]") -> None:
         __import__(module)
         journal.answer(sys.modules[module].probe(payload["request"], journal))
     except Exception:
+        setup.say_lowered(allowed, journal)
         import traceback  # noqa: PLC0415
 
         text = traceback.format_exc()
@@ -117,6 +119,7 @@ def main(payload: "dict[str, Any]") -> None:
         setup.end_children(journal)
         flush()
         os._exit(1)
+    setup.say_lowered(allowed, journal)
     setup.end_children(journal)
     flush()
     os._exit(0)  # at once: destructors of a driver library must not undo an answer that was given

@@ -21,6 +21,7 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 36, 38  # lin
 PR_SET_PTRACER = 0x59616D61  # "Yama"
 PR_SET_PTRACER_ANY = ctypes.c_ulong(-1)
 CLONE_NEWNS, CLONE_NEWNET = 0x20000, 0x40000000  # linux/sched.h
+RLIMIT_NOFILE = 7  # asm-generic/resource.h; `import resource` needs a descriptor where it is an extension module
 SIGKILL = 9  # `import signal` costs 7 ms (enum)
 CHILDREN_S = 0.2  # for children to die
 SPAWNED = 3  # length of sys.argv in the process that the supervisor started; one more after an exec (boot.execute)
@@ -77,9 +78,28 @@ def end_children(journal: Journal) -> None:
         journal.observe("left_behind", sorted(killed))
 
 
+def descriptors() -> int:
+    """Return how many descriptors this process may open (the soft RLIMIT_NOFILE)."""
+    limit = (ctypes.c_ulong * 2)()
+    return int(limit[0]) if _libc.getrlimit(RLIMIT_NOFILE, limit) == 0 else 0
+
+
+def say_lowered(before: int, journal: Journal) -> None:
+    """Say that a library took descriptors from this process, which had BEFORE: what failed then is its doing."""
+    limit = (ctypes.c_ulong * 2)()
+    if _libc.getrlimit(RLIMIT_NOFILE, limit) == 0 and limit[0] < before:
+        journal.observe("lowered", {"RLIMIT_NOFILE": [before, int(limit[0])]})
+        limit[0] = min(before, limit[1])
+        _libc.setrlimit(RLIMIT_NOFILE, limit)  # as far as it lets us: what went wrong has to be said
+
+
 def _children() -> list[int]:
     found: list[int] = []
-    for tid in os.listdir("/proc/self/task"):
+    try:
+        threads = os.listdir("/proc/self/task")
+    except OSError:
+        return []  # no descriptor is left to look with: the supervisor finds them
+    for tid in threads:
         try:
             with open(f"/proc/self/task/{tid}/children", "rb") as file:
                 found += [int(pid) for pid in file.read().split()]

@@ -68,7 +68,7 @@ def _wanted(prior: Mapping[str, StageRecord], profile: Mapping[str, Any]) -> clo
 def plan(
     context: RunContext, prior: Mapping[str, StageRecord], results: Mapping[str, ChildResult]
 ) -> tuple[str, Probe] | None:
-    """Look at one directory after another, each with its share of the time: one may lie on a dead file server."""
+    """Look at one directory after another, each with a deadline of its own: one may lie on a dead file server."""
     package = mapping(prior["package"].facts if "package" in prior else None)
     asked = directories(package)
     binary, wanted = string(package.get("binary")), _wanted(prior, context.profile)
@@ -91,9 +91,13 @@ def plan(
             "driver_cuda": wanted.driver_cuda,
             "driver": wanted.driver,
         }
-        share = deadline_for(context, SPEC.name, SPEC.deadline_s) / len(asked)
-        return name, look(context, "closure", request, share)
+        return name, look(context, "closure", request, deadline_for(context, SPEC.name, SPEC.deadline_s))
     return None
+
+
+def turns(_: RunContext, prior: Mapping[str, StageRecord]) -> int:
+    """Return how many directories are looked at, one after the other."""
+    return len(directories(mapping(prior["package"].facts if "package" in prior else None)))
 
 
 def judge(given: StageInput) -> Judgement:
@@ -105,11 +109,12 @@ def judge(given: StageInput) -> Judgement:
         rows = tuple(not_applicable(row, f"{reason}: there is no libggml-cuda.so to look at") for row in ROWS)
         return Judgement(rows, reason, {"closures": [], "fatbins": []}, applicable=False)
     wanted, env = _wanted(given.prior, given.context.profile), _environment(given.context)
+    limit = deadline_for(given.context, SPEC.name, SPEC.deadline_s)
     judged: dict[str, list[Check]] = {}
     for entry in asked:
         name = str(entry["name"])
         result = given.results.get(name)
-        judged[name] = _directory(entry, result, given.observed(name), package, wanted, env, given.deadline_s)
+        judged[name] = _directory(entry, result, given.observed(name), package, wanted, env, limit)
     answered = {name for name, result in given.results.items() if result.ending is Ending.ANSWERED}
     good = [
         str(entry["name"])
@@ -245,4 +250,5 @@ SPEC = StageSpec(
     judge=judge,
     hang_causes={"": "closure.read_hang"},
     optional=AnyName(),
+    turns=turns,
 )

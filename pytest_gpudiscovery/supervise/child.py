@@ -119,9 +119,9 @@ class _Child:
     def _ended(self) -> ChildResult:
         """Say what became of a child that ended by itself."""
         status, transcript = self._finish(), self._transcript
+        code = 0 if status is None else os.waitstatus_to_exitcode(status)
         if status is None:
             self._notes.append("exit status unknown: something else in this process reaps its children")
-        code = 0 if status is None else os.waitstatus_to_exitcode(status)
         if self._process.unit is not None:
             code = self._of_unit(code)
             refusal = transient.refusal(self._err.text()) or transient.set_up_failed(code)
@@ -133,6 +133,8 @@ class _Child:
             return self._result(Ending.NOT_SPAWNED, code)
         if "left_behind" in transcript.observed:
             self._notes.append(f"left behind: PIDs {transcript.observed['left_behind']}, killed")
+        if "lowered" in transcript.observed:
+            self._notes.append(f"a library lowered [from, to]: {transcript.observed['lowered']}")
         if code < 0:
             return self._result(Ending.SIGNALLED, signal=-code)
         if code > 0:
@@ -228,14 +230,12 @@ class _Child:
         self._samples.append(activity.sample(subject, time.monotonic(), done, in_exec=self._in_exec()))
 
     def _look_closely(self) -> None:
-        begun = self._transcript.begun
         self._sample()
         subject = self._process.subject()
         snapshot = evidence.snapshot(subject, in_exec=self._in_exec())
         # Before the probe began, the child may still be who we are.
-        setup = self._probe.setup if begun else Setup()
-        age_s = time.monotonic() - self._spawned
-        seen = forensics.examine(subject, snapshot, setup, _look, age_s=age_s)
+        setup = self._probe.setup if self._transcript.begun else Setup()
+        seen = forensics.examine(subject, snapshot, setup, _look, age_s=time.monotonic() - self._spawned)
         self._evidence.update(
             at_deadline=snapshot,
             activity=activity.judge(self._samples),

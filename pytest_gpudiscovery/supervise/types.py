@@ -92,9 +92,10 @@ class ChildResult:
     def python_failed(self) -> bool:
         """Whether an exception of the gate's own Python code ended the child: that says nothing of the host.
 
-        Once the child is set up it says so in its journal; what a library writes to stderr is no proof of it.
+        Once the child is set up it says so in its journal; what a library writes to stderr is no proof of it. Nor is an
+        exception the gate's fault after a library took the descriptors that the code needs.
         """
-        if self.ending is not Ending.EXITED or self.exit_code != 1:
+        if self.ending is not Ending.EXITED or self.exit_code != 1 or "lowered" in self.observed:
             return False
         early = "setup" not in self.observed and "Traceback (most recent call last)" in self.stderr
         return early or "traceback" in self.observed

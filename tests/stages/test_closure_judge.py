@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pytest_gpudiscovery.model import CheckOutcome, Outcome, Step
 from pytest_gpudiscovery.stages import closure, closure_gpu, closure_library
-from pytest_gpudiscovery.stages.spec import Judgement, StageInput
+from pytest_gpudiscovery.stages.spec import Judgement, StageInput, deadline_of
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending
 from tests.fakes import context, record, result
 from tests.stages.hostile import ANYTHING, is_sound, mutated
@@ -350,11 +350,22 @@ def test_a_hang_in_one_of_two_directories(other: str, outcome: Outcome | None) -
     judgement = closure.judge(StageInput(context(), results, prior, 5.0))
     assert causes(judgement)["closure.read_hang"] == ("warned" if other == "loads" else "failed")
     assert judgement.outcome is outcome
-    shares = [closure.plan(context(), prior, {}), closure.plan(context(), prior, {"cuda_v12": hung})]
-    assert [(planned[0], planned[1].deadline_s) for planned in shares if planned] == [
-        ("cuda_v12", 2.5),
-        ("cuda_v13", 2.5),
+    asked = [closure.plan(context(), prior, {}), closure.plan(context(), prior, {"cuda_v12": hung})]
+    assert [(planned[0], planned[1].deadline_s) for planned in asked if planned] == [
+        ("cuda_v12", 5.0),
+        ("cuda_v13", 5.0),
     ]
+
+
+@pytest.mark.parametrize(("count", "whole"), [(0, 5.0), (1, 5.0), (3, 15.0), (11, 40.0)])
+def test_each_of_many_directories_has_the_whole_time(count: int, whole: float) -> None:
+    """On a slow disk eleven directories take their time; more than MOST_TURNS share that of eight."""
+    (own,) = PACKAGE["gpu_dirs"]
+    many = [{**own, "name": f"cuda_v{index}"} for index in range(count)]  # type: ignore[dict-item]
+    prior = {"package": record("package", Outcome.PASSED, facts={**PACKAGE, "gpu_dirs": many})}
+    planned = closure.plan(context(), prior, {})
+    assert deadline_of(context(), closure.SPEC, prior) == whole
+    assert planned is None or planned[1].deadline_s == 5.0
 
 
 def test_an_ollama_that_looks_into_no_directory_finds_no_gpu() -> None:

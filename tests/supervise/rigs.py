@@ -30,6 +30,14 @@ int hang_spin(void) { for (;;) turns++; return 0; }
 int leave(void) { exit(0); }
 """
 
+NO_DESCRIPTORS = """
+#include <sys/resource.h>
+__attribute__((constructor)) static void take(void) {
+    struct rlimit none = {0, 0};
+    setrlimit(RLIMIT_NOFILE, &none);
+}
+"""
+
 PRELOAD = """
 #include <unistd.h>
 __attribute__((constructor)) static void wait_for_ever(void) { for (;;) pause(); }

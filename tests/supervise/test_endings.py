@@ -53,6 +53,20 @@ def test_exit_code(how: str, code: int) -> None:
     assert (result.ending, result.exit_code, result.answer) == (Ending.EXITED, code, None)
 
 
+@pytest.mark.parametrize("opens", [False, True])
+def test_a_library_that_takes_every_descriptor_is_named(opens: bool, tmp_path: Path) -> None:
+    try:
+        library = rigs.library(tmp_path, rigs.NO_DESCRIPTORS, "libtake.so")
+    except rigs.Unavailable as why:
+        pytest.skip(str(why))
+    result = end("no descriptors", lib=library, opens=opens)
+    assert result.ending is (Ending.EXITED if opens else Ending.ANSWERED)
+    assert any(note.startswith("a library lowered [from, to]: {'RLIMIT_NOFILE': [") for note in result.notes)
+    assert not result.python_failed, "what fails without descriptors is the library's doing"
+    if opens:
+        assert "Too many open files" in result.stderr
+
+
 def test_exception_is_told_twice() -> None:
     result = end("raise")
     for text in (result.stderr, result.observed["traceback"]):

@@ -25,6 +25,10 @@ def probe(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
         os._exit(3)
     elif how == "SystemExit":
         raise SystemExit(4)
+    elif how == "no descriptors":
+        ctypes.CDLL(request["lib"])
+        if request["opens"]:
+            os.close(os.open("/dev/null", os.O_RDONLY))
     elif how == "segv":
         with journal.step("crash"):
             ctypes.string_at(0)
