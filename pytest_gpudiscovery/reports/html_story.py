@@ -224,6 +224,9 @@ def _stuck(record: StageRecord) -> Iterator[Fact]:
     where = blocked_in(record)
     if where:
         yield Fact("Blocked in", where, True, _state_of(where))
+    so_far = wording.activity(record, _first_finding(record))
+    if so_far:
+        yield Fact("So far", so_far, lead=False)
     step = wording.open_step(record)
     if step is not None and not record.outcome.lets_others_run:
         began = clock((finite(record.started) or 0) + (finite(step.started) or 0), date=False)

@@ -38,7 +38,7 @@ def failure_block(record: StageRecord, numbers: Mapping[str, int], explains: Seq
     hung = record.outcome in HUNG
     rows = [
         ("blocked in", _blocked_in(record, finding)),
-        ("so far", _activity(record, finding)),
+        ("so far", activity(record, finding)),
         ("goroutine", _goroutine(finding)),
         ("last step", _last_step(record)),
         ("expected", _value(check.expected) if check and not hung else ""),
@@ -86,8 +86,8 @@ def _blocked_in(record: StageRecord, finding: Finding | None) -> str:
     return ""
 
 
-def _activity(record: StageRecord, finding: Finding | None) -> str:
-    """Return what the child did when its time ran out: "hung: no progress for 22.5 s (...)"."""
+def activity(record: StageRecord, finding: Finding | None) -> str:
+    """Return what the child did when its time ran out: "hung: no progress for at least 33.8 s (...)"."""
     found: list[Any] = [finding.evidence] if finding is not None else []
     found += record.evidence.values() if isinstance(record.evidence, dict) else []
     seen = (evidence.get("activity") for evidence in found if isinstance(evidence, dict))

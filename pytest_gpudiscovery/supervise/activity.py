@@ -29,9 +29,10 @@ STARVED, STOPPED, TRACED, UNKNOWN = "starved", "stopped", "traced", "unknown"
 VERDICTS = (PROGRESS, STARVED, USER, KERNEL, POLLING, NO_PROGRESS, STOPPED, TRACED, UNKNOWN)
 SLOW, HUNG = "slow", "hung"
 
-# Shares of the deadline at which samples are taken. The first two enclose the child's own traceback
-# (spawn.TRACEBACK_AT), which disturbs what they measure: only how long nothing has moved is read from the first.
-SAMPLES_AT = (0.5, 0.8, 0.9)
+# Shares of the deadline at which samples are taken, beside the one at its end. What happened is read from the last
+# WINDOW of them: the child's own traceback (spawn.TRACEBACK_AT) comes before. The others say since when nothing moves.
+SAMPLES_AT = (0.25, 0.5, 0.8, 0.9)
+WINDOW = 3
 IDLE_CPU = 0.02  # CPU seconds a second; a spinner gets more even on a loaded host
 MIXED_CPU = 0.25  # likewise: who waits as well and computes this much works through something
 IDLE_SWITCHES = 3  # voluntary ones in the window; whoever works through a queue of the driver makes hundreds
@@ -102,7 +103,7 @@ def judge(samples: Sequence[Sample], tid: int | None = None) -> dict[str, Any]:
     TID asks for one thread; else the one that holds the others up is judged. `pace` is "slow", "hung" or "unknown";
     `since_s` says for how long at least nothing has moved.
     """
-    window = samples[1:] if len(samples) > 2 else samples  # without what the child's own traceback disturbed
+    window = samples[-WINDOW:]
     window_s = max(window[-1].at - window[0].at, 1e-6) if window else 0.0
     lives = _lives(window) if len(window) > 1 else {}
     if tid is not None:
@@ -198,7 +199,7 @@ def _name(one: Thread) -> str | None:
 
 
 def _words(seen: Mapping[str, Any]) -> str:
-    """Return "hung: no progress for 22.5 s (0.00 s of CPU time, 0 waits)"."""
+    """Return "hung: no progress for at least 33.8 s (0.00 s of CPU time, 0 waits)"."""
     cpu = f"{seen['user_s'] + seen['system_s']:.2f} s of CPU time"
     if seen["verdict"] in (USER, KERNEL):
         cpu = f"{seen['user_s']:.2f} s user and {seen['system_s']:.2f} s system time"
@@ -206,7 +207,7 @@ def _words(seen: Mapping[str, Any]) -> str:
     last = f" in the last {seen['window_s']:.1f} s"
     what = {
         PROGRESS: "making progress",
-        NO_PROGRESS: f"no progress for {seen['since_s']:.1f} s",
+        NO_PROGRESS: f"no progress for at least {seen['since_s']:.1f} s",
         POLLING: f"polling in {seen['call'] or 'one call'}, no step ended for {seen['since_s']:.1f} s",
     }.get(seen["verdict"], f"{seen['verdict']} for {seen['since_s']:.1f} s")
     return f"{seen['pace']}: {what} ({', '.join(numbers)}{last})"

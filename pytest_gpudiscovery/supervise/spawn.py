@@ -12,7 +12,7 @@ from pathlib import Path
 from pytest_gpudiscovery.supervise import payload, transient
 from pytest_gpudiscovery.supervise.types import Probe
 
-TRACEBACK_AT = 0.75  # of the deadline: between the first two of activity.SAMPLES_AT: it would disturb what they measure
+TRACEBACK_AT = 0.75  # of the deadline: before the last activity.WINDOW samples, which it would disturb
 
 
 @dataclass

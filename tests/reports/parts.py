@@ -305,8 +305,8 @@ def stuck_child(blocked_in: str, state: str, *, ending: str = "unkillable") -> d
         "activity": {
             "verdict": "no progress",
             "pace": "hung",
-            "words": "hung: no progress for 22.5 s (0.00 s of CPU time, 0 waits in the last 9.0 s)",
-            "since_s": 22.5,
+            "words": "hung: no progress for at least 33.8 s (0.00 s of CPU time, 0 waits in the last 9.0 s)",
+            "since_s": 33.8,
             "window_s": 9.0,
             "user_s": 0.0,
             "system_s": 0.0,
