@@ -34,14 +34,14 @@ def describe(at_deadline: Mapping[str, Any], forensics: Mapping[str, Any]) -> st
     if thread is None:
         return "gone before it could be looked at"
     stack = (forensics.get("stacks") or {}).get(str(thread["tid"])) or {}
-    chain = [_call(thread, stack, forensics.get("fds") or {}), *_frames(stack.get("frames") or [])]
+    call, held = _call(thread, stack, forensics.get("fds") or {}), _held(thread, forensics.get("holders"))
+    chain = [f"{call}, {held}" if held else call, *_frames(stack.get("frames") or [])]
     state = [f"state {thread['state'] or 'unknown'}"]
     if thread["wchan"]:
         state.append(f"wchan {thread['wchan']}")
     elif thread["stack"]:
         state.append(f"kernel {thread['stack'][0]}")
-    held = _held(thread, forensics.get("holders"))
-    return f"{' < '.join(chain)}; {', '.join([*state, *([held] if held else [])])}"
+    return f"{' < '.join(chain)}; {', '.join(state)}"
 
 
 def _held(thread: Mapping[str, Any], seen: Any) -> str:

@@ -156,12 +156,12 @@ LIBCUDA = "/usr/lib/x86_64-linux-gnu/libcuda.so.580.159.04"
                 "fds": {"3": "/tmp/vgpulock/lock"},
                 "holders": {"holders": [{"kind": "lock", "what": "/tmp/vgpulock/lock", "pid": 812, "name": "python3"}]},
             },
-            "flock on /tmp/vgpulock/lock; state S, lock held by PID 812 (python3)",
+            "flock on /tmp/vgpulock/lock, lock held by PID 812 (python3); state S",
         ),
         (
             [thread(1, "S", syscall=call("read", 3))],
             {"holders": {"holders": [{"kind": "pipe", "what": "pipe:[7]", "pid": None, "name": ""}]}},
-            "read on descriptor 3; state S, other end at nobody else",
+            "read on descriptor 3, other end at nobody else; state S",
         ),
         (  # who holds the GPU is evidence; what this thread waits for is something else
             [thread(1, "S", syscall=call("futex"))],
@@ -171,7 +171,7 @@ LIBCUDA = "/usr/lib/x86_64-linux-gnu/libcuda.so.580.159.04"
         (
             [thread(1, "t", syscall=call("futex"))],
             {"holders": {"holders": [{"kind": "tracer", "pid": 9, "name": "gdb"}, {"kind": "lock", "pid": 1}]}},
-            "futex; state t, traced by PID 9 (gdb)",
+            "futex, traced by PID 9 (gdb); state t",
         ),
         ([thread(1, "S", syscall=call("wait4"))], {"holders": {"holders": [7, None]}}, "wait4; state S"),
         ([thread(1, "S", syscall=call("wait4"))], {"holders": [1]}, "wait4; state S"),
