@@ -26,7 +26,7 @@ GOROUTINES, FRAMES, NAME = 24, 12, 160
 HEADER = re.compile(r"goroutine (\d+)(?: \w+=\S+)* \[([^\]]*)\]:")
 CALL = re.compile(r"(?!created by )\S.*\(")  # a function; below it, indented, its file
 CGO = "runtime.cgocall"  # stands above a call into C
-PLUMBING = ("runtime.", "poll.", "syscall.", "sync.")
+PLUMBING = ("runtime.", "poll.", "syscall.", "sync.", "net.", "http.", "signal.")
 OWN = re.compile(r".*\(idle\)|GC (sweep|scavenge|worker) .*|finalizer wait|cleanup wait")  # the runtime's, by state
 NO_CORE = (1, 1)  # bytes of a core file; with 1 nothing is piped to a collector either: core(5)
 

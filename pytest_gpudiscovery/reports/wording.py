@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pytest_gpudiscovery.diagnosis.ollama_says import of as of_cause
@@ -40,6 +40,8 @@ def failure_block(record: StageRecord, numbers: Mapping[str, int], explains: Seq
         ("blocked in", _blocked_in(record, finding)),
         ("so far", activity(record, finding)),
         ("goroutine", _goroutine(finding)),
+        ("GPU users", _users(record, finding) if hung else ""),
+        ("kernel log", _kernel_log(record, finding) if hung else ""),
         ("last step", _last_step(record)),
         ("expected", _value(check.expected) if check and not hung else ""),
         ("seen", _value(check.observed) if check and not hung else ""),
@@ -77,22 +79,48 @@ def _failed(record: StageRecord) -> list[tuple[Check, Finding]]:
 
 
 def _blocked_in(record: StageRecord, finding: Finding | None) -> str:
-    found: list[Any] = [finding.evidence] if finding is not None else []
-    found += record.evidence.values() if isinstance(record.evidence, dict) else []
-    for evidence in found:
-        text = evidence.get("blocked_in") if isinstance(evidence, dict) else None
-        if text and text != "unknown":
-            return _value(text)
-    return ""
+    said = (place.get("blocked_in") for place in _places(record, finding))
+    return _value(next((text for text in said if text and text != "unknown"), None))
 
 
 def activity(record: StageRecord, finding: Finding | None) -> str:
     """Return what the child did when its time ran out: "hung: no progress for at least 33.8 s (...)"."""
+    seen = (place.get("activity") for place in _places(record, finding))
+    said = (one.get("words") for one in seen if isinstance(one, dict))
+    return _value(next((text for text in said if isinstance(text, str)), None))
+
+
+def _places(record: StageRecord, finding: Finding | None) -> Iterator[dict[str, Any]]:
+    """Yield where a look at a hung child may have left something: its finding, then each probe's evidence."""
     found: list[Any] = [finding.evidence] if finding is not None else []
     found += record.evidence.values() if isinstance(record.evidence, dict) else []
-    seen = (evidence.get("activity") for evidence in found if isinstance(evidence, dict))
-    words_of = (one.get("words") for one in seen if isinstance(one, dict))
-    return _value(next((text for text in words_of if isinstance(text, str)), None))
+    for place in found:
+        if isinstance(place, dict):
+            yield place
+            if isinstance(place.get("forensics"), dict):  # what probes/forensics.py saw of one of ours
+                yield place["forensics"]
+
+
+def _kernel_log(record: StageRecord, finding: Finding | None) -> str:
+    """Return the last line of the kernel log around the hang."""
+    for place in _places(record, finding):
+        seen = place.get("kernel_log")
+        lines = seen.get("lines") if isinstance(seen, dict) else seen
+        if isinstance(lines, list) and lines:
+            return _value(lines[-1])
+    return ""
+
+
+def _users(record: StageRecord, finding: Finding | None) -> str:
+    """Return who else has a node of the driver open: "PID 812 (python3), PID 9 (ollama)"."""
+    for place in _places(record, finding):
+        seen = place.get("holders")
+        entries = seen.get("holders") if isinstance(seen, dict) else seen
+        mine = [one for one in entries if isinstance(one, dict)] if isinstance(entries, list) else []
+        named = {f"PID {one.get('pid')} ({one.get('name')})": None for one in mine if one.get("kind") == "gpu"}
+        if named:
+            return _value(list(named))
+    return ""
 
 
 def _goroutine(finding: Finding | None) -> str:

@@ -86,6 +86,43 @@ def test_a_step_was_open_until_its_childs_deadline_and_not_the_stages() -> None:
     assert "cuda_v12: cuInit(0), started 14.7 s before the deadline" in wording.failure_block(several, NUMBERS, ())
 
 
+XID = "[812.345678] NVRM: Xid (PCI:0000:06:00): 119, pid=812, name=python3, Timeout after 45s of waiting for RPC"
+LOOK = {
+    "activity": {"pace": "hung", "words": "hung: no progress for at least 33.8 s (0.00 s of CPU time, 0 waits)"},
+    "forensics": {
+        "holders": {"holders": [{"kind": "lock", "pid": 7}, {"kind": "gpu", "pid": 812, "name": "python3"}, None]},
+        "kernel_log": {"lines": ["[800.000000] nvidia 0000:06:00.0: enabled", XID]},
+    },
+}
+CHILD = {  # of Ollama's own, in its finding
+    "activity": LOOK["activity"],
+    "holders": [{"kind": "gpu", "pid": 812, "name": "python3"}],
+    "kernel_log": [XID],
+    "goroutines": {"told": "goroutine 1 [syscall, 1 minutes]: discover._Cfunc_cuInit < main.main"},
+}
+ROWS = """\
+   so far    : hung: no progress for at least 33.8 s (0.00 s of CPU time, 0 waits)
+   GPU users : PID 812 (python3)
+   kernel log: [812.345678] NVRM: Xid (PCI:0000:06:00): 119, pid=812, name=python3, Timeout after 45s of waiting for RPC
+"""
+
+
+def test_the_failure_block_says_what_a_look_at_the_child_showed() -> None:
+    first, rest = DESIGN.split("   last step")
+    seen = dataclasses.replace(HUNG, evidence={"driver": LOOK})
+    assert (
+        wording.failure_block(seen, NUMBERS, ("enumeration", "runtime", "backend"))
+        == f"{first}{ROWS}   last step{rest}"
+    )
+
+    finding = dataclasses.replace(HANG, evidence=CHILD)
+    check = dataclasses.replace(HUNG.checks[0], finding=finding)
+    block = wording.failure_block(dataclasses.replace(HUNG, checks=(check,)), NUMBERS)
+    so_far, *others = ROWS.splitlines(keepends=True)
+    goroutine = f"   goroutine : {CHILD['goroutines']['told']}\n"  # type: ignore[index]
+    assert "".join((so_far, goroutine, *others)) in block
+
+
 def test_the_failure_block_has_the_shape_of_the_contract() -> None:
     assert wording.failure_block(HUNG, NUMBERS, ("enumeration", "runtime", "backend")) == DESIGN
 
