@@ -242,6 +242,8 @@ def _in_backend(seen: Seen) -> str:
         return "storage" if seen.syscall == "page fault" else "driver"
     if DEVICES in seen.target:
         return "ioctl"
+    if seen.activity["pace"] == activity.SLOW:
+        return "slow"
     if seen.syscall == "running" or seen.activity["verdict"] in (activity.USER, activity.KERNEL):
         return "spin"
     if seen.syscall in LOCKS:

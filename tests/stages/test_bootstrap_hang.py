@@ -37,6 +37,14 @@ def other_exe() -> dict[str, Any]:
     return {**look, "close": {**look["close"], "exe": "/usr/bin/python3.11"}}
 
 
+def spent(look: dict[str, Any], ticks: int, faults: int = 0) -> dict[str, Any]:
+    """Return LOOK at a child whose main thread had TICKS of the processor and FAULTS between the two looks (6 s)."""
+    first, *rest = look["threads"]["threads"]
+    stat = first["stat"].replace(" 0 0 0 0 0 5 1 0 0 20", f" 0 {faults} 0 0 0 {5 + ticks} 1 0 0 20")
+    assert stat != first["stat"]
+    return {**look, "threads": {**look["threads"], "threads": [{**first, "stat": stat}, *rest]}}
+
+
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("exec", other_exe()),
     ("stopped", stuck(threads=[thread(100, "T")])),
@@ -56,7 +64,9 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("jit", stuck(CUDA, JIT, frames=(JIT, DRIVER, CUDA), threads=[thread(100, "R", "running")])),
     ("driver", stuck(CUDA, frames=(DRIVER,), threads=[thread(100, "D", IOCTL)])),
     ("ioctl", stuck(CUDA, threads=[thread(100, "S", IOCTL)], fds={"5": "/dev/nvidiactl"})),
-    ("spin", stuck(CUDA, threads=[thread(100, "R", "running")])),
+    ("spin", spent(stuck(CUDA, threads=[thread(100, "R", "running")]), 500)),
+    ("slow", spent(stuck(CUDA, threads=[thread(100, "R", "running")]), 500, faults=900)),
+    ("slow", stuck(CUDA, threads=[thread(100, "R", "running")])),  # it could run, and got no processor
     ("lock", stuck(CUDA, threads=[thread(100, "S", FUTEX)])),
     ("lock", stuck(CUDA, threads=[thread(100, "S", FLOCK)], fds={"5": "/tmp/vgpulock/lock"})),
     ("wait", stuck(CUDA)),
@@ -98,7 +108,8 @@ CASES_C: list[tuple[str, dict[str, Any]]] = [
     ("jit", stuck(CUDA, JIT, listens=None, frames=(JIT, DRIVER), threads=[thread(100, "R", "running")])),
     ("driver", stuck(CUDA, listens=None, frames=(DRIVER,), threads=[thread(100, "D", IOCTL)])),
     ("ioctl", stuck(CUDA, listens=None, threads=[thread(100, "S", IOCTL)], fds={"5": "/dev/nvidiactl"})),
-    ("spin", stuck(CUDA, listens=None, threads=[thread(100, "R", "running")])),
+    ("spin", spent(stuck(CUDA, listens=None, threads=[thread(100, "R", "running")]), 500)),
+    ("slow", stuck(CUDA, listens=None, threads=[thread(100, "R", "running")])),
     ("lock", stuck(CUDA, listens=None, threads=[thread(100, "S", FUTEX)])),
     ("lock", stuck(CUDA, listens=None, threads=[thread(100, "S", FLOCK)], fds={"5": "/tmp/vgpulock/lock"})),
     ("wait", stuck(CUDA, listens=None)),
@@ -148,10 +159,7 @@ def test_the_thread_that_holds_the_others_up_is_not_gos_main_thread() -> None:
 
 
 def test_a_thread_without_progress_that_runs_is_spinning() -> None:
-    look = stuck(CUDA, threads=[thread(100, "R", "")])
-    before, after = look["first"]["threads"][0], dict(look["threads"]["threads"][0])
-    after["stat"] = before["stat"].replace(" 5 1 0 0 20", " 505 1 0 0 20")  # 5 s of the 6 s between the looks
-    look["threads"] = {**look["threads"], "threads": [after]}
+    look = spent(stuck(CUDA, threads=[thread(100, "R", "")]), 500)
     assert bootstrap_hang.read(look).activity["verdict"] == "spinning in user space"
     assert cause(look) == "spin"
 
