@@ -10,7 +10,7 @@ import os
 import select
 import time
 
-from pytest_gpudiscovery.probes import godump, stuck
+from pytest_gpudiscovery.probes import stuck
 from pytest_gpudiscovery.probes.spawned import Spawned, said
 
 TYPE_CHECKING = False
@@ -121,7 +121,7 @@ class _How:
                 answer["stuck"] = {"first": first, **stuck.look(child.pid, None, time.monotonic() - begun)}
             if go and not self._before:
                 with self._journal.step(f"{self._prefix}ask PID {child.pid} for its goroutines"):
-                    answer["goroutines"] = godump.ask(child)
+                    answer["goroutines"] = stuck.goroutines(child)
         answer["dead"] = child.kill()
         if child.pid and answer["dead"]:
             self._guardian.gone(child.pid)

@@ -12,7 +12,7 @@ import os
 import select
 import time
 
-from pytest_gpudiscovery.probes import godump, stuck
+from pytest_gpudiscovery.probes import stuck
 from pytest_gpudiscovery.probes.facts import errno_name
 from pytest_gpudiscovery.probes.infoclient import Ask
 from pytest_gpudiscovery.probes.spawned import Spawned, said
@@ -74,7 +74,7 @@ def run(
                     answer["stuck"] = {"first": answer.pop("first", None), **stuck.look(child.pid, port, age_s)}
                 if not before:  # a tracer is no Go program
                     with journal.step(f"{prefix}ask PID {child.pid} for its goroutines"):
-                        answer["goroutines"] = godump.ask(child)
+                        answer["goroutines"] = stuck.goroutines(child)
     finally:
         answer["dead"] = child.kill()
         if child.pid and answer["dead"]:

@@ -11,7 +11,7 @@ import os
 import select
 import time
 
-from pytest_gpudiscovery.probes import godump, private, stuck
+from pytest_gpudiscovery.probes import private, stuck
 from pytest_gpudiscovery.probes.bootstrap import CACHE_LIMIT, copy_tree, jit_cache
 from pytest_gpudiscovery.probes.facts import errno_name
 from pytest_gpudiscovery.probes.guardian import Guardian
@@ -147,7 +147,7 @@ def _serve(
                 answer["stuck"] = {"first": first, **stuck.look(_deepest(server.pid), None, age_s)}
                 answer["listens"] = is_open(port)
             with journal.step(f"ask PID {server.pid} for its goroutines"):
-                answer["goroutines"] = godump.ask(server)
+                answer["goroutines"] = stuck.goroutines(server)
     finally:
         with journal.step("end it"):
             answer["by_itself"] = _end(server)

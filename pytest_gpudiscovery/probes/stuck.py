@@ -10,13 +10,14 @@ import os
 import select
 import time
 
-from pytest_gpudiscovery.probes import forensics
 from pytest_gpudiscovery.probes.facts import errno_name
 from pytest_gpudiscovery.probes.journal import Journal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from pytest_gpudiscovery.probes.spawned import Spawned
 
 THREADS, STACKS, CHILDREN = 24, 16, 16
 TEXT = 4_096  # bytes of one file
@@ -54,6 +55,13 @@ def look(pid: int, port: int | None, age_s: float = 0.0) -> dict[str, Any]:
         "children": [{"pid": child, "name": name(child)} for child in children(pid)[:CHILDREN]],
         "close": closely(pid, age_s),
     }
+
+
+def goroutines(child: Spawned) -> dict[str, Any]:
+    """Return what godump.ask says of CHILD, a Go program, which that ends."""
+    from pytest_gpudiscovery.probes import godump  # noqa: PLC0415 - only for a program that hangs: 10 ms
+
+    return godump.ask(child)
 
 
 def tasks(pid: int) -> list[int]:
@@ -141,6 +149,8 @@ def closely(pid: int, age_s: float) -> dict[str, Any]:
 def _look(pid: int, writer: int, age_s: float) -> None:
     """Run in the forked child; ends it."""
     try:
+        from pytest_gpudiscovery.probes import forensics  # noqa: PLC0415 - only for a program that hangs: 20 ms
+
         journal = Journal(writer)
         threads = [{"tid": tid, "path_at": None} for tid in tasks(pid)[:STACKS]]
         try:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-from pytest_gpudiscovery.supervise import evidence, reaper
+import pytest
+
+from pytest_gpudiscovery.probes import holders
+from pytest_gpudiscovery.supervise import activity, evidence, reaper
 from pytest_gpudiscovery.supervise.child import EVIDENCE_S, KILL_WAIT_S, run
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending
 from tests.supervise import rigs
@@ -64,7 +68,9 @@ def test_working_directory_that_is_never_answered(silent_lookup: Path) -> None:
     assert result.open_step.name == f"chdir {silent_lookup}"
 
 
-def test_locked_memory_map_catches_the_forensics_and_not_us(silent_write: Path) -> None:
+def test_locked_memory_map_catches_the_forensics_and_not_us(
+    silent_write: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     result = hang("mmap", silent_write)
     assert result.ending is Ending.UNKILLABLE
     main = result.evidence["at_deadline"]["threads"][0]
@@ -87,10 +93,14 @@ def test_locked_memory_map_catches_the_forensics_and_not_us(silent_write: Path) 
         reaper.abandon(reader.pid)
         reader.returncode = 0
 
-    # What the supervisor itself reads of it, it reads at once.
+    # What the supervisor itself reads of it, it reads at once; nor is caught who looks at the files of every process.
     began = time.monotonic()
     evidence.snapshot(result.pid or 0)
+    activity.sample(result.pid or 0, began, 0)
     assert time.monotonic() - began < 1.0
+    monkeypatch.setattr(holders, "NODE", str(silent_write))
+    seen = holders.look(os.getpid(), [], {"9": str(silent_write)})
+    assert result.pid in [holder["pid"] for holder in seen["holders"]]
 
 
 def test_interpreter_exits_although_a_child_cannot(frozen: Path) -> None:
