@@ -9,7 +9,7 @@ syscall: reading them never waits for the task). Between two samples a thread
   memory that it has already looks the same),
 * polls: it waits again and again in one call, for something that does not come,
 * makes no progress: same call, no CPU time, no switch,
-* is starved: it could run all the time, and got no processor,
+* is starved: it could run all the time, and hardly got a processor,
 * is stopped (state T) or traced (state t).
 """
 
@@ -33,7 +33,8 @@ SLOW, HUNG = "slow", "hung"
 # WINDOW of them: the child's own traceback (spawn.TRACEBACK_AT) comes before. The others say since when nothing moves.
 SAMPLES_AT = (0.25, 0.5, 0.8, 0.9)
 WINDOW = 3
-IDLE_CPU = 0.02  # CPU seconds a second; a spinner gets more even on a loaded host
+IDLE_CPU = 0.02  # CPU seconds a second
+STARVED_CPU = 0.1  # likewise: who could run all the time and got less says nothing of what it does
 MIXED_CPU = 0.25  # likewise: who waits as well and computes this much works through something
 IDLE_SWITCHES = 3  # voluntary ones in the window; whoever works through a queue of the driver makes hundreds
 NEW_PAGES = 64  # page faults in the window of a thread that computes: it goes through memory that is new to it
@@ -154,8 +155,10 @@ def _kind(life: Sequence[Thread], window_s: float) -> str:
     if last.voluntary - first.voluntary >= IDLE_SWITCHES:
         moves = any(_call(number) in MOVES for number in calls)
         return PROGRESS if moves or len(calls) > 1 or cpu >= MIXED_CPU else POLLING
+    if cpu < STARVED_CPU and all(one.state == "R" for one in life):
+        return STARVED
     if cpu < IDLE_CPU:
-        return STARVED if all(one.state == "R" for one in life) else NO_PROGRESS
+        return NO_PROGRESS
     if last.faults - first.faults >= NEW_PAGES:
         return PROGRESS
     return KERNEL if system > user else USER

@@ -61,7 +61,8 @@ WORKER = life(RUNS, user_s=4.0)
         ([life(RUNS, user_s=0.01)], "starved", 22.5),
         ([life(RUNS, user_s=2.0)], "spinning in user space", 22.5),
         ([life(RUNS, user_s=0.4, system_s=1.6)], "spinning in the kernel", 22.5),
-        ([life(RUNS, user_s=0.1)], "spinning in user space", 22.5),  # on a loaded host
+        ([life(RUNS, user_s=0.5)], "spinning in user space", 22.5),  # on a loaded host
+        ([life(RUNS, user_s=0.4)], "starved", 22.5),  # on a host that is overloaded
         ([life(RUNS, user_s=2.0, faults=300)], "making progress", 22.5),
         ([calls(SLEEP, SLEEP, SLEEP, SLEEP, voluntary=400)], "polling", 22.5),
         ([calls(SLEEP, SLEEP, None, SLEEP, voluntary=400, user_s=0.2)], "polling", 22.5),
