@@ -38,7 +38,8 @@ def test_the_command_line() -> None:
         "--service-type=exec",
         "--unit=u.service",
     ]
-    assert options[6:] == [
+    assert options[-1].startswith("--property=ExecStopPost=-/bin/sh -c ")
+    assert options[6:-1] == [
         "--property=User=ollama",
         "--property=DeviceAllow=char-nvidia rw",
         "--property=RuntimeMaxSec=14",
@@ -217,10 +218,11 @@ def test_this_interpreter_is_one_that_can_be_started() -> None:
 
 def test_private_directories_of_a_unit_go_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its guardian is killed with its cgroup: systemd removes what is named after the unit, and nothing else."""
-    monkeypatch.setattr(private, "PLACES", (str(tmp_path),))
+    place = tmp_path / "place"
+    monkeypatch.setattr(private, "PLACES", (str(place),))
     for tag in (private.of_unit("gpu-discovery-12-3.service"), private.of_unit("gpu-discovery-112-3.service"), ""):
-        (tmp_path / f"{private.NAME}7-1{tag}" / "models").mkdir(parents=True)
+        (place / f"{private.NAME}7-1{tag}" / "models").mkdir(parents=True)
     said = transient.argv("gpu-discovery-12-3.service", (), ["x"], 1.0)
     (command,) = [word.partition("=-")[2] for word in said if word.startswith("--property=ExecStopPost=")]
     assert subprocess.run(shlex.split(command), check=True).returncode == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{private.NAME}7-1", f"{private.NAME}7-1-of-112-3"]
+    assert sorted(path.name for path in place.iterdir()) == [f"{private.NAME}7-1", f"{private.NAME}7-1-of-112-3"]
