@@ -76,7 +76,7 @@ class Directory:
         return self.backend is not None
 
 
-def directories(package: Mapping[str, Any], env: Mapping[str, str]) -> list[Directory]:
+def directories(package: Mapping[str, Any]) -> list[Directory]:
     """Return the directories that this Ollama does not skip; one without a path when its glob matched nothing."""
     lib = string(package.get("lib_dir"))
     entries = [entry for entry in objects(package.get("gpu_dirs")) if string(entry.get("path"))]
@@ -88,7 +88,7 @@ def directories(package: Mapping[str, Any], env: Mapping[str, str]) -> list[Dire
     return [
         Directory(str(entry.get("name")), str(entry["path"]), string(entry.get("backend")))
         for entry in below
-        if kept(entry, env)
+        if kept(entry)
     ]
 
 
