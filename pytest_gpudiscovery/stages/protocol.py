@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_gpudiscovery.probes import eras
 from pytest_gpudiscovery.stages import second_pass
 from pytest_gpudiscovery.stages.closure import kept
 from pytest_gpudiscovery.stages.identity import objects, string
@@ -54,7 +55,7 @@ def of(package: Mapping[str, Any], *, newer: bool) -> Protocol:
     number = numbers(version)
     era = string(package.get("era"))
     if era is None and number is not None:
-        era = SERVER_ITSELF if number < (0, 12, 4) else RUNNER if number < (0, 30, 0) else LLAMA_SERVER
+        era = eras.era(".".join(map(str, number)))
     if era is None:
         era = LLAMA_SERVER if newer else RUNNER
     if number is None:
