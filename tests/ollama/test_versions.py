@@ -134,7 +134,7 @@ def test_the_gate_and_the_log_reader_have_the_same_borders() -> None:
         assert eras.budget_s(eras.VALIDATION, known) == protocol.SECOND_PASS_S
     assert eras.budget_s("native_probe") == protocol.NATIVE_S
     announced = load("eras")["starting_runner"]["first"]
-    assert protocol.SHARED_START == versions.number(announced)
+    assert versions.number(announced) == protocol.SHARED_START
 
 
 def test_no_era_without_a_version() -> None:
