@@ -5,7 +5,7 @@
 For each kind of log a file of --size MB (default 1000) is written to the temporary directory; in a process of its own
 it is read plainly, then explained. Prints MB per second of processor time for both, their ratio, MB/s by the wall
 clock, and the peak resident size of the process for a tenth of the size and for all of it. The promise: 100 MB/s,
-but for a log of nothing but starts of servers (a crash loop), of which every line is parsed.
+but for a log of nothing but refreshes of one server, of which every line is parsed.
 """
 
 from __future__ import annotations
@@ -42,6 +42,17 @@ time=2026-02-25T08:54:34.396-05:00 level=INFO source=runner.go:464 msg="failure 
 time=2026-02-25T08:54:34.647-05:00 level=INFO source=types.go:60 msg="inference compute" id=cpu library=cpu compute="" total="3.8 GiB"
 time=2026-02-25T08:54:34.647-05:00 level=INFO source=routes.go:1768 msg="vram-based default context" total_vram="0 B" default_num_ctx=4096
 """  # noqa: E501 - lines of a log
+IN_USE = """\
+time=2026-02-25T08:54:04.366-05:00 level=INFO source=routes.go:1663 msg="server config" env="map[CUDA_VISIBLE_DEVICES: OLLAMA_DEBUG:INFO OLLAMA_HOST:http://0.0.0.0:11434]"
+Error: listen tcp 0.0.0.0:11434: bind: address already in use
+"""  # noqa: E501
+REFRESH = """\
+time=2026-02-25T08:54:04.366-05:00 level=DEBUG source=runner.go:264 msg="refreshing free memory"
+time=2026-02-25T08:54:04.366-05:00 level=DEBUG source=runner.go:328 msg="unable to refresh all GPUs with existing runners, performing bootstrap discovery"
+time=2026-02-25T08:54:04.376-05:00 level=INFO source=server.go:431 msg="starting runner" cmd="/usr/bin/ollama runner --ollama-engine --port 37001"
+time=2026-02-25T08:54:04.396-05:00 level=DEBUG source=runner.go:437 msg="bootstrap discovery took" duration=30ms OLLAMA_LIBRARY_PATH="[/usr/lib/ollama /usr/lib/ollama/cuda_v12]" extra_envs=map[]
+time=2026-02-25T08:54:04.396-05:00 level=DEBUG source=runner.go:40 msg="overall device VRAM discovery took" duration=30ms
+"""  # noqa: E501
 
 
 def _journal(text: str) -> str:
@@ -50,6 +61,7 @@ def _journal(text: str) -> str:
 
 
 DAY = GIN * 60 + DEBUG * 12 + CHILD * 20 + LOADS  # what a busy server writes between two starts
+EVERY_LINE_COUNTS = "nothing but refreshes"
 KINDS: dict[str, Callable[[], str]] = {
     "requests": lambda: START + GIN * 100_000,
     "debug": lambda: START + DEBUG * 40_000,
@@ -59,8 +71,11 @@ KINDS: dict[str, Callable[[], str]] = {
     "journal-json with starts": lambda: _journal(START + DAY * 200),
     "binary rubbish": lambda: START + "\0\x01\x7f" * 2_700_000,
     "nothing but starts": lambda: START * 2000,
+    "starts in journal-json": lambda: _journal(START * 1000),
+    "starts with child output": lambda: (START + CHILD * 1000) * 30,
+    "port in use": lambda: IN_USE * 2000,
+    EVERY_LINE_COUNTS: lambda: START + REFRESH * 2000,
 }
-EVERY_LINE_COUNTS = "nothing but starts"
 PROGRAM = """
 import json, sys, time
 from pytest_gpudiscovery.ollama import postmortem

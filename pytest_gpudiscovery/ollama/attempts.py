@@ -14,6 +14,8 @@ TIMED_OUT, CRASHED, HTTP_ERROR, WRONG_SERVER = "timed_out", "crashed", "http_err
 SPAWN_FAILED, FAILED = "spawn_failed", "failed"
 EXITED, NO_DEVICE, DEVICES = "exited", "no_device", "devices"
 ENDED, OPEN = "ended", "open"  # it ended, and the log does not say how; it has not ended in this log
+VALIDATION = "validation"  # the second pass, its children at once
+SHORTEST_S = 29.5  # of the times after which a server gives a child up at its start, by coarse time stamps
 
 # error= of that line, v0.16.3:ml/device.go:622-670; v0.32.15:discover/runner.go:584 and llama_server.go:152
 _ERRORS = (
@@ -180,6 +182,23 @@ class Discovery:
         if self.started is None or self.ended is None:
             return None
         return round(max(0.0, self.ended - self.started), 6)
+
+    @property
+    def may_hide_a_timeout(self) -> bool:
+        """Whether a child may have timed out although no line says so: it took that long, or nobody knows how long.
+
+        In a whole log a timeout has its line at every level; of an excerpt, or of a log that begins in the middle, only
+        the time says that there was none. Not for era A, which has no such timeout.
+        """
+        if any(attempt.outcome == TIMED_OUT for attempt in self.attempts):
+            return False
+        took = self.duration_s
+        if took is None:
+            return True
+        measured = [attempt for attempt in self.attempts if (attempt.took_s or SHORTEST_S) < SHORTEST_S]
+        parallel = max((attempt.took_s or 0.0 for attempt in measured if attempt.kind == VALIDATION), default=0.0)
+        alone = sum(attempt.took_s or 0.0 for attempt in measured if attempt.kind != VALIDATION)
+        return took - alone - parallel >= SHORTEST_S
 
     @property
     def found_gpu(self) -> bool | None:

@@ -30,6 +30,20 @@ TOLD = frozenset(
 TOLD_SHOWN = 5
 
 
+def may_hide_a_timeout(server: Server, discovery: Discovery) -> bool:
+    """Whether a child of DISCOVERY may have timed out although no line says so; not in era A, which has none."""
+    return discovery.may_hide_a_timeout and any(era.id != "A" for era in eras.eras_in(server.releases))
+
+
+def is_excerpt(server: Server, discovery: Discovery) -> bool:
+    """Whether lines of DISCOVERY are missing: its releases announce every child at INFO, and none was announced."""
+    # The very releases of the table: a build that nobody knows may announce its children otherwise.
+    if not eras.announces_children(server.releases) or server.unlisted:
+        return False
+    requested = facts.of(server, discovery, None)["library_requested"]  # one that is not there: no child is started
+    return not requested and not any(attempt.announced for attempt in discovery.attempts)
+
+
 def of_server(server: Server, end: float | None) -> list[Statement]:
     """Return every statement on SERVER. END is the last time stamp of the whole log."""
     found = list(_identity(server))
@@ -64,7 +78,7 @@ def _discovery(server: Server, discovery: Discovery, end: float | None) -> Itera
     for attempt in discovery.attempts:
         yield from _slow(server, attempt)
     yield from _told(discovery)
-    yield from _result(discovery, hung)
+    yield from _result(server, discovery, hung)
     if not discovery.complete:
         yield from _unfinished(server, discovery, end)
     yield from _not(server, discovery, hung)
@@ -175,7 +189,7 @@ def _told(discovery: Discovery) -> Iterator[Statement]:
             yield say("c.native")
 
 
-def _result(discovery: Discovery, hung: list[Attempt]) -> Iterator[Statement]:
+def _result(server: Server, discovery: Discovery, hung: list[Attempt]) -> Iterator[Statement]:
     if discovery.found_gpu:
         gpus = [device for device in discovery.devices if device.is_gpu]
         shown = ", ".join(f"{gpu.library} {gpu.name} ({gpu.directories or gpu.total})" for gpu in gpus[:8])
@@ -183,6 +197,10 @@ def _result(discovery: Discovery, hung: list[Attempt]) -> Iterator[Statement]:
         late = sum(entry.duration_s or 0.0 for entry in hung if entry.kind != eras.VALIDATION)
         if late >= 1.0:
             yield say("found.late", late_s=late)
+    elif discovery.complete and may_hide_a_timeout(server, discovery):
+        took = discovery.duration_s
+        why = "the log does not say how long it took" if took is None else f"it took {took:.3f} s"
+        yield say("unseen", why=why)
     elif discovery.complete and not hung and discovery.duration_s is not None:
         yield say("fast", duration_s=discovery.duration_s)
     lost = [left for left in discovery.left_out if left.why == "filtered.init"]
@@ -206,9 +224,7 @@ def _unfinished(server: Server, discovery: Discovery, end: float | None) -> Iter
 
 def _not(server: Server, discovery: Discovery, hung: list[Attempt]) -> Iterator[Statement]:
     """What must not be concluded."""
-    # The very releases of the table: a build that nobody knows may announce its children otherwise.
-    announced = eras.announces_children(server.releases) and not server.unlisted
-    if announced and hung and not any(attempt.announced for attempt in discovery.attempts):
+    if (hung or discovery.found_gpu is False) and is_excerpt(server, discovery):
         yield say("excerpt")
     if discovery.complete and discovery.found_gpu is False:
         if any(event == "a.unable" for event in discovery.events):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from pytest_gpudiscovery.ollama import logline
 from pytest_gpudiscovery.ollama.logread import Read, Reader
+from pytest_gpudiscovery.ollama.logthin import Thinner
 from pytest_gpudiscovery.ollama.messages import CLOSE, OPEN, identify
 from pytest_gpudiscovery.ollama.sessions import Server, Servers
 from pytest_gpudiscovery.ollama.words import recognise
@@ -33,7 +34,9 @@ class Log:
 
 def read(source: Read) -> Log:
     """Return what the log that SOURCE gives holds; when SOURCE raises OSError, what it held until then."""
-    servers, reader = Servers(), Reader(source)
+    servers = Servers()
+    thinner = Thinner(source, servers.skip)
+    reader = Reader(thinner)
     carriers: Counter[str] = Counter()
     window, looked = AT_FIRST, 0
     stopped = ""
@@ -64,7 +67,7 @@ def read(source: Read) -> Log:
     return Log(
         servers.found,
         servers.dropped,
-        reader.bytes_read,
+        thinner.bytes_read,
         reader.cut_lines,
         looked,
         carriers,

@@ -83,10 +83,9 @@ class Reader:
             yield buffer[max(start, found.start() - BEFORE) : min(stop, found.end() + LINE_LIMIT - BEFORE)]
 
     def _note_last(self, buffer: bytes, end: int) -> None:
-        line = buffer[: end - 1] if end else b""
-        line = line[line.rfind(b"\n", 0, len(line)) + 1 :]
-        if line.strip():
-            self.last_line = line[:LINE_LIMIT]
+        lines = buffer[:end].rstrip()  # blank lines behind it do not matter
+        if lines:
+            self.last_line = lines[lines.rfind(b"\n") + 1 :][:LINE_LIMIT]
 
     def _blocks(self) -> Iterator[bytes]:
         first = self._next()

@@ -177,6 +177,7 @@ def _analyses(server: Server, discovery: Discovery, servers: Sequence[Server]) -
     whole = facts.of(server, discovery, None, servers)
     if any(attempt.outcome == records.FAILED for attempt in discovery.attempts):
         found.append(_analysis("c_failed", whole, None))
+    unseen = discovery.found_gpu is False and conclusions.may_hide_a_timeout(server, discovery)
     if any(left.why == "filtered.init" for left in discovery.left_out) and not discovery.found_gpu:
         found.append(_analysis("filtered", whole, None))
     elif discovery.found_gpu is False and not found:
@@ -184,6 +185,11 @@ def _analyses(server: Server, discovery: Discovery, servers: Sequence[Server]) -
     era_a = any(event.startswith("start.a") for event in discovery.events)
     if era_a and not discovery.complete and discovery.found_gpu is None:
         found.append(_analysis("blocked_a", whole, None))
+    if unseen:
+        for part in found:
+            part["excluded"] = []  # all of it is about what timed out, or did not
+        # Long enough for one is what speaks for one; that nobody knows how long is not.
+        found.insert(len(found) if discovery.duration_s is None else 0, _analysis(routes.UNSEEN, whole, None))
     return _merged(found)
 
 
@@ -193,7 +199,8 @@ def _no_device(
     """Return why no child gave a device: per directory where every directory is named, else for all together."""
     first = [entry for entry in discovery.attempts if entry.kind != eras.VALIDATION]
     if len(first) < 2 or any(entry.vendor in (None, "none") for entry in first) or discovery.initial_count != 0:
-        return [_analysis(records.NO_DEVICE, whole, None)]
+        cut = not discovery.begun_in_log or conclusions.is_excerpt(server, discovery)
+        return [_analysis(routes.CUT if cut and whole["era"] != eras.A else records.NO_DEVICE, whole, None)]
     return [_analysis(records.NO_DEVICE, facts.of(server, discovery, entry, servers), entry) for entry in first]
 
 
@@ -260,7 +267,7 @@ def _one_line(server: Server, starts: Sequence[Discovery]) -> str:
             f"; {timed}" if timed else ""
         )
     if last.found_gpu is False:
-        why = timed or _why(last)
+        why = timed or _why(server, last)
         return f"no GPU: {why}"
     if server.mixed:
         return "cannot tell: two servers are mixed and nothing tells them apart"
@@ -278,7 +285,7 @@ _WHYS = {
 }
 
 
-def _why(discovery: Discovery) -> str:
+def _why(server: Server, discovery: Discovery) -> str:
     told = next((a for a in discovery.attempts if a.outcome in _WHYS), None)
     if told is not None:
         error = " ".join(told.error.split())
@@ -287,6 +294,7 @@ def _why(discovery: Discovery) -> str:
     if any(left.why == "filtered.init" for left in discovery.left_out):
         return "the second pass left every device out"
     took = discovery.duration_s
-    return (
-        f"discovery ended{f' after {took:.3f} s' if took is not None else ''} without a device, and nothing timed out"
-    )
+    ended = f"discovery ended{f' after {took:.3f} s' if took is not None else ''} without a device"
+    if conclusions.may_hide_a_timeout(server, discovery):
+        return f"{ended}, and this log does not say whether a child timed out"
+    return f"{ended}, and nothing timed out"

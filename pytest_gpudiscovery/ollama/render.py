@@ -27,7 +27,9 @@ OUTCOMES = {
 }
 TITLES = {
     "timed_out": "the timeout",
+    "unseen_timeout": "a timeout that this log may not show",
     "no_device": "an answer without a device",
+    "cut_off": "an answer without a device, in a log that lacks what came before",
     "filtered": "the second pass",
     "crashed": "the signal",
     "http_error": "the error",

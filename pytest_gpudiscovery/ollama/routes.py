@@ -20,6 +20,11 @@ from pytest_gpudiscovery.ollama.attempts import TIMED_OUT
 from pytest_gpudiscovery.ollama.versions import load
 
 Facts = Mapping[str, Any]
+UNSEEN = "unseen_timeout"  # a child may have timed out, and the log does not show it: the routes without what excludes
+# No device, and the beginning is not in the log: how a child failed may have been said there.
+CUT = "cut_off"
+SAID_EARLIER = {"B": ("no_device", "filtered", "crashed", "http_error", "spawn_failed"),
+                "C": ("no_device", "filtered", "c_failed")}  # fmt: skip
 CEILING = 0.95  # no log alone makes a cause certain
 
 
@@ -56,11 +61,11 @@ class Excluded:
 def candidates(outcome: str, facts: Facts) -> tuple[list[Candidate], list[Excluded]]:
     """Return what is left for OUTCOME, likeliest first, and what is not.
 
-    OUTCOME is one of attempts.py, or filtered, c_failed or blocked_a (`outcomes` of causes.json).
+    OUTCOME is one of attempts.py, or UNSEEN, CUT, filtered, c_failed or blocked_a (`outcomes` of causes.json).
     """
     left: list[tuple[dict[str, Any], float, list[str]]] = []
     out: list[Excluded] = []
-    for entry in _entries(outcome):
+    for entry in _entries(outcome, facts):
         failed = next((need for need in entry["needs"] if _holds(need, facts) is False), None)
         if failed is not None:
             out.append(
@@ -114,10 +119,13 @@ def _candidate(entry: dict[str, Any], weight: float, total: float, reasons: list
     )
 
 
-def _entries(outcome: str) -> list[dict[str, Any]]:
-    if outcome == TIMED_OUT:
+def _entries(outcome: str, facts: Facts) -> list[dict[str, Any]]:
+    if outcome in (TIMED_OUT, UNSEEN):
         return list(load("routes")["routes"])
-    return [entry for entry in load("causes")["causes"] if outcome in entry["outcomes"]]
+    wanted = {outcome}
+    if outcome == CUT:
+        wanted = {one for era, names in SAID_EARLIER.items() if facts.get("era") in (None, era) for one in names}
+    return [entry for entry in load("causes")["causes"] if wanted.intersection(entry["outcomes"])]
 
 
 def _holds(condition: Mapping[str, Any], facts: Facts) -> bool | None:

@@ -155,6 +155,11 @@ class Servers:
         if server is not None:
             server.requests = True
 
+    def skip(self, count: int) -> None:
+        """Note that COUNT servers were left out of what comes."""
+        self._count += count
+        self.dropped += count
+
     def finish(self) -> None:
         """Say that the log has ended."""
         for server in self.found:

@@ -10,6 +10,7 @@ import os
 import time
 
 NAME = "gpu-discovery-home-"
+UNIT = "gpu-discovery-"
 PLACES = ("/tmp", "/var/tmp", "/dev/shm", "/run")  # noqa: S108 - the directory itself is 0700
 DEPTH = 12
 OLD_S = 3600.0
@@ -20,7 +21,7 @@ def make(places: tuple[str, ...] = PLACES) -> str:
     problem: OSError | None = None
     for place in places:
         sweep(place)
-        path = f"{place}/{NAME}{os.getpid()}-{time.monotonic_ns()}"
+        path = f"{place}/{NAME}{os.getpid()}-{time.monotonic_ns()}{_tag()}"
         try:
             os.mkdir(path, 0o700)
         except OSError as error:
@@ -28,6 +29,21 @@ def make(places: tuple[str, ...] = PLACES) -> str:
             continue
         return path
     raise problem or FileNotFoundError(2, "no place for a private directory", places[0])
+
+
+def _tag() -> str:
+    """Return how a name ends in a transient unit, which is removed with the unit; "" elsewhere."""
+    try:
+        with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+            names = [line.rstrip("\n").rpartition("/")[2] for line in file]
+    except OSError:
+        return ""
+    return next((of_unit(name) for name in names if name.startswith(UNIT) and name.endswith(".service")), "")
+
+
+def of_unit(unit: str) -> str:
+    """Return the end of the names of directories of UNIT (gpu-discovery-PID-N.service)."""
+    return f"-of-{unit.removesuffix('.service').removeprefix(UNIT)}"
 
 
 def sweep(place: str, start: str = NAME) -> None:

@@ -118,12 +118,8 @@ def judge(given: StageInput) -> Judgement:
             name, given.results.get(again), given.observed(again), given.observed(name), package, busy, limit
         )
         judged[name] = [*first, *later]
-    good = [
-        str(entry["name"])
-        for entry in asked
-        if kept(entry, given.context.env) and not closure.bad(judged[str(entry["name"])])
-    ]
-    checks = closure.ease(judged, good, {str(e["name"]) for e in asked if not kept(e, given.context.env)})
+    good = [str(entry["name"]) for entry in asked if kept(entry) and not closure.bad(judged[str(entry["name"])])]
+    checks = closure.ease(judged, good, {str(e["name"]) for e in asked if not kept(e)})
     facts = {
         "backends": [{"directory": name, **backend_pass.facts(given.observed(name))} for name in judged],
         "views": backend_pass.views({name: given.observed(name) for name in judged}, driver),
@@ -146,7 +142,7 @@ def _forced(given: StageInput, asked: list[Mapping[str, Any]], good: list[str]) 
         return Outcome.PROBE_ERROR
     if good:
         return None
-    own = {str(entry["name"]) for entry in asked if kept(entry, given.context.env)}
+    own = {str(entry["name"]) for entry in asked if kept(entry)}
     results = [result for name, result in given.results.items() if name.removeprefix(SECOND) in own]
     ended = [result.ending for result in results if result.ending is not Ending.ANSWERED]
     return HANG_OUTCOMES.get(ended[0], Outcome.CRASHED) if ended else None

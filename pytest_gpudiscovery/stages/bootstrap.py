@@ -64,7 +64,7 @@ def plan(
         if server.get("executable") is not True or in_use(context, prior):
             return None
         common["server"] = server.get("path")
-    for directory in protocol.directories(package, context.env):
+    for directory in protocol.directories(package):
         if directory.name not in results:
             env = {**protocol.environment(how, context.env, package, directory), **LOGGED}
             dirs = [path for path in (lib, directory.path) if path]

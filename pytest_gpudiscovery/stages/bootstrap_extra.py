@@ -31,7 +31,7 @@ def _preload(directory: Directory) -> str:
 
 def runs(context: RunContext, package: Facts, how: Protocol) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (name, what the request has beside the usual) of each further child."""
-    for directory in protocol.directories(package, context.env):
+    for directory in protocol.directories(package):
         if not directory.is_cuda:
             continue
         env = {**protocol.environment(how, context.env, package, directory), "OLLAMA_DEBUG": "2"}
@@ -48,7 +48,7 @@ def judge(given: StageInput, package: Facts, how: Protocol) -> list[Check]:
     if given.context.experiment != PRELOAD:
         return [not_applicable("P102", "no experiment was asked for (--gpu-experiment preload)")]
     checks = []
-    for directory in _cuda(given, package):
+    for directory in _cuda(package):
         subject = f"dir:{directory.name}"
         before, after = (
             _shown(given, directory.name, directory, how),
@@ -66,7 +66,7 @@ def judge(given: StageInput, package: Facts, how: Protocol) -> list[Check]:
 def facts(given: StageInput, package: Facts, how: Protocol) -> dict[str, Any]:
     """Return `timeline` (directory -> tracer -> events) and `experiment` for the record, where they were asked for."""
     kept: dict[str, Any] = {}
-    directories = _cuda(given, package)
+    directories = _cuda(package)
     if given.context.trace:
         kept["timeline"] = {
             directory.name: {
@@ -88,8 +88,8 @@ def facts(given: StageInput, package: Facts, how: Protocol) -> dict[str, Any]:
     return kept
 
 
-def _cuda(given: StageInput, package: Facts) -> list[Directory]:
-    return [entry for entry in protocol.directories(package, given.context.env) if entry.is_cuda]
+def _cuda(package: Facts) -> list[Directory]:
+    return [entry for entry in protocol.directories(package) if entry.is_cuda]
 
 
 def _shown(given: StageInput, name: str, directory: Directory, how: Protocol) -> dict[str, Any] | None:

@@ -79,7 +79,7 @@ def second(env: Mapping[str, str], package: Facts, how: Protocol, results: Mappi
 
     v0.16.3:discover/runner.go:136-158 and ml/device.go:505-585; ROCm is in it in every version.
     """
-    asked = protocol.directories(package, env)
+    asked = protocol.directories(package)
     by_name = {directory.name: directory for directory in asked}
     children = []
     for index, device in enumerate(devices_of(first(results, asked), how)):
@@ -97,8 +97,7 @@ def second(env: Mapping[str, str], package: Facts, how: Protocol, results: Mappi
 
 def judge(given: StageInput, package: Facts, how: Protocol) -> Passes:
     """Judge every child of both passes."""
-    env = given.context.env
-    asked = protocol.directories(package, env)
+    asked = protocol.directories(package)
     runs = first(given.results, asked)
     binary, preloaded = str(package.get("binary")), _preloaded(given)
     checks: dict[str, list[Check]] = {}

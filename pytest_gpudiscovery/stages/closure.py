@@ -34,7 +34,6 @@ HANG_OUTCOMES = {Ending.TIMED_OUT: Outcome.TIMED_OUT, Ending.UNKILLABLE: Outcome
 # What decides a dlopen or the loading of device code; nothing else of the service's environment travels.
 VARIABLES = ("HOME", "PATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "LD_AUDIT", "LD_BIND_NOW", "GLIBC_TUNABLES")
 PREFIXES = ("CUDA_", "GGML_", "OLLAMA_LIBRARY_PATH", "OLLAMA_LLM_LIBRARY")
-JETPACK = "cuda_jetpack"
 NO_BACKEND = "no directory has a CUDA backend"
 
 
@@ -44,14 +43,9 @@ def directories(package: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [item for item in found_in if all(string(item.get(key)) for key in ("name", "path", "backend"))]
 
 
-def kept(entry: Mapping[str, Any], env: Mapping[str, str]) -> bool:
-    """Whether this Ollama looks into directory ENTRY at all (discover/runner.go: its name decides)."""
-    if isinstance(entry.get("kept"), bool):
-        return bool(entry["kept"])  # stage 01 knows the version and the machine
-    name, jetpack = str(entry.get("name")), env.get("JETSON_JETPACK")
-    if env.get("OLLAMA_LLM_LIBRARY", name) not in ("", name):
-        return False
-    return name == f"cuda_jetpack{jetpack}" if jetpack else not name.startswith(JETPACK)
+def kept(entry: Mapping[str, Any]) -> bool:
+    """Whether this Ollama looks into directory ENTRY at all; stage 01 has asked directories.skipped."""
+    return entry.get("kept") is not False
 
 
 def _environment(context: RunContext) -> dict[str, str]:
@@ -119,9 +113,9 @@ def judge(given: StageInput) -> Judgement:
     good = [
         str(entry["name"])
         for entry in asked
-        if entry["name"] in answered and kept(entry, given.context.env) and not bad(judged[str(entry["name"])])
+        if entry["name"] in answered and kept(entry) and not bad(judged[str(entry["name"])])
     ]
-    skipped = [entry for entry in asked if not kept(entry, given.context.env)]
+    skipped = [entry for entry in asked if not kept(entry)]
     checks = ease(judged, good, {str(entry["name"]) for entry in skipped})
     if len(skipped) == len(asked):
         checks.append(_none_kept(skipped))

@@ -122,12 +122,8 @@ def judge(given: StageInput) -> Judgement:
         )
         for entry in asked
     }
-    good = [
-        str(entry["name"])
-        for entry in asked
-        if kept(entry, given.context.env) and not closure.bad(own[str(entry["name"])])
-    ]
-    checks = closure.ease(own, good, {str(e["name"]) for e in asked if not kept(e, given.context.env)})
+    good = [str(entry["name"]) for entry in asked if kept(entry) and not closure.bad(own[str(entry["name"])])]
+    checks = closure.ease(own, good, {str(e["name"]) for e in asked if not kept(e)})
     small = [check for group in load_small.GROUPS for check in load_small.judge(group, given, limit)]
     facts = {"loads": [{"directory": str(entry["name"]), **_kept(given, str(entry["name"]))} for entry in asked]}
     forced = _forced(given, asked, good, small)
@@ -140,7 +136,7 @@ def _forced(given: StageInput, asked: list[Mapping[str, Any]], good: list[str], 
     """The outcome that endings decide: a defect of the gate, or a hang or crash where nothing else is left."""
     if any(defect(result) for result in given.results.values()):
         return Outcome.PROBE_ERROR
-    names = {str(entry["name"]): kept(entry, given.context.env) for entry in asked}
+    names = {str(entry["name"]): kept(entry) for entry in asked}
     stuck = closure.bad(small)
     for name, result in given.results.items():
         mine = names.get(name, False) and not good

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_gpudiscovery.probes import eras
 from pytest_gpudiscovery.stages import second_pass
 from pytest_gpudiscovery.stages.closure import kept
 from pytest_gpudiscovery.stages.identity import objects, string
@@ -54,7 +55,7 @@ def of(package: Mapping[str, Any], *, newer: bool) -> Protocol:
     number = numbers(version)
     era = string(package.get("era"))
     if era is None and number is not None:
-        era = SERVER_ITSELF if number < (0, 12, 4) else RUNNER if number < (0, 30, 0) else LLAMA_SERVER
+        era = eras.era(".".join(map(str, number)))
     if era is None:
         era = LLAMA_SERVER if newer else RUNNER
     if number is None:
@@ -76,7 +77,7 @@ class Directory:
         return self.backend is not None
 
 
-def directories(package: Mapping[str, Any], env: Mapping[str, str]) -> list[Directory]:
+def directories(package: Mapping[str, Any]) -> list[Directory]:
     """Return the directories that this Ollama does not skip; one without a path when its glob matched nothing."""
     lib = string(package.get("lib_dir"))
     entries = [entry for entry in objects(package.get("gpu_dirs")) if string(entry.get("path"))]
@@ -88,7 +89,7 @@ def directories(package: Mapping[str, Any], env: Mapping[str, str]) -> list[Dire
     return [
         Directory(str(entry.get("name")), str(entry["path"]), string(entry.get("backend")))
         for entry in below
-        if kept(entry, env)
+        if kept(entry)
     ]
 
 

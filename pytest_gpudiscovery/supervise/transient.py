@@ -13,6 +13,8 @@ import re
 import signal
 from collections.abc import Sequence
 
+from pytest_gpudiscovery.probes import private
+
 PROGRAM = "/usr/bin/systemd-run"
 ROOTS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd")  # v2; hybrid; v1
 JOURNAL_FD = 3
@@ -51,9 +53,20 @@ def argv(unit: str, properties: Sequence[str], command: Sequence[str], deadline_
         "KillMode=control-group",
         "KillSignal=SIGKILL",
         "NoNewPrivileges=yes",  # as for every probe: no setuid nvidia-modprobe may change the host
+        _clean_up(unit),
     )
     options = ["--pipe", "--wait", "--collect", "--no-ask-password", "--service-type=exec", f"--unit={unit}"]
     return [PROGRAM, *options, *(f"--property={item}" for item in (*properties, *own)), "--", *command]
+
+
+def _clean_up(unit: str) -> str:
+    """Return what removes private directories however UNIT ends: its guardian dies with the rest of its cgroup.
+
+    systemd runs it as the service's user and in its sandbox, where those directories are.
+    """
+    tag = private.of_unit(unit)
+    paths = " ".join(f"{place}/{private.NAME}*{tag}" for place in private.PLACES)
+    return f"ExecStopPost=-/bin/sh -c 'rm -rf -- {paths}'"
 
 
 def capabilities(values: Sequence[str]) -> str | None:

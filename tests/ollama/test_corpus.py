@@ -79,6 +79,28 @@ def test_every_log_has_its_sidecar_and_every_fault_its_cause() -> None:
     assert faults - set(CAUSES) == set()
 
 
+def parts_of(name: str, level: str) -> list[bytes]:
+    return at(name, level).splitlines(keepends=True)
+
+
+FAULTY = [name for name, sidecar in SIDECARS.items() if cause(sidecar) and sidecar["result"] == "cpu"]
+
+
+@given(st.data())
+def test_a_log_that_begins_in_the_middle_excludes_no_true_cause(data: Any) -> None:
+    """How a child failed, or that it hung, may have been said before: then nothing speaks against it."""
+    name = data.draw(st.sampled_from(FAULTY))
+    level = data.draw(st.sampled_from(levels(name)))
+    lines = parts_of(name, level)
+    found = reading.explain(b"".join(lines[data.draw(st.integers(0, len(lines) - 1)) :]))
+    if found["answer"] == "no_gpu":
+        assert cause(SIDECARS[name]) & set(candidates(found)), found["summary"]
+        (server,) = found["servers"]
+        if hung(explained(name, level)) and not hung(found):
+            assert "fast" not in reading.ids(server)
+            assert "nothing timed out" not in found["summary"]
+
+
 def test_nothing_of_a_machine_is_in_the_corpus() -> None:
     for name, data in {**FILES, "captured": (CORPUS / "captured.log").read_bytes()}.items():
         assert not re.search(rb"ssh-ed25519 AAAA[A-Za-z0-9]|/root/|/work/|\b10\.\d+\.\d+\.\d+", data), name

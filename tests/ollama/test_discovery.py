@@ -406,3 +406,34 @@ def test_no_text_for_a_list_raises(text: str) -> None:
     attempts.pairs(text)
     attempts.outcome_of(text)
     attempts.sane(text, text)
+
+
+def test_a_timeout_that_an_excerpt_lacks_is_not_excluded() -> None:
+    """The end of a real server's log: its discovery took 45 s, and the line of the child that hung was before it."""
+    text = (
+        'time=2026-02-25T08:54:50.444Z level=DEBUG source=runner.go:42 msg="GPU bootstrap discovery took" duration={}\n'
+        'time=2026-02-25T08:54:50.444Z level=INFO source=types.go:50 msg="inference compute" id=cpu library=cpu\n'
+        'time=2026-02-25T08:54:50.444Z level=INFO source=routes.go:2058 msg="vram-based default context" '
+        'total_vram="0 B" default_num_ctx=4096\n'
+    )
+    server = reading.only(text.format("45.403317219s"))
+    assert "unseen" in reading.ids(server)
+    assert "fast" not in reading.ids(server)
+    assert [part["outcome"] for part in server["analyses"]] == ["unseen_timeout", "cut_off"]
+    assert [part["excluded"] for part in server["analyses"]] == [[], []]
+    assert {"R1", "R20"} <= {entry["id"] for entry in server["analyses"][0]["candidates"]}
+    assert {"F2", "C2"} <= {entry["id"] for entry in server["analyses"][1]["candidates"]}
+    quick = reading.only(text.format("1.403317219s"))  # 30 s do not fit into that
+    assert "fast" in reading.ids(quick)
+    assert [part["outcome"] for part in quick["analyses"]] == ["cut_off"]
+    nobody = reading.only(text.partition("\n")[2])
+    assert [part["outcome"] for part in nobody["analyses"]] == ["cut_off", "unseen_timeout"]
+
+
+def test_an_excerpt_without_a_timeout_is_called_one() -> None:
+    lines = cpu(begin(Log()).at(0.3)).text()
+    assert "starting runner" not in lines
+    server = reading.only(lines)
+    assert "excerpt" in reading.ids(server)
+    assert server["analyses"][0]["outcome"] == "cut_off"
+    assert {"H1", "K2"} <= {entry["id"] for entry in server["analyses"][0]["candidates"]}

@@ -1,4 +1,4 @@
-"""docs/captured-failure.md shows what the command prints; this runs it again and compares."""
+"""docs/captured-failure.md and the README show what the command prints; this runs it again and compares."""
 
 from __future__ import annotations
 
@@ -42,3 +42,23 @@ def test_the_page_has_the_releases_of_the_table() -> None:
         found = versions.at(file, int(line), name)
         assert found is not None
         assert versions.words(found) == releases
+
+
+def test_the_readme_shows_lines_of_the_real_output(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    block = re.search(
+        r"## A failure from the field.*?```console\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+    )
+    assert block is not None
+    grep, line, command, *shown = block[1].splitlines()
+    log = grep.split()[-1]
+    monkeypatch.chdir(ROOT)
+    assert [text for text in Path(log).read_text().splitlines() if "failure" in text] == [line]
+    assert explain_cli.run(command.split()[2:]) == 1
+    said = iter(capfd.readouterr().out.splitlines())
+    cut = False
+    for text in shown:
+        if text != "...":
+            assert text in said if cut else text == next(said), text
+        cut = text == "..."

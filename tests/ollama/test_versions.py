@@ -6,6 +6,9 @@ import pytest
 
 from pytest_gpudiscovery.ollama import eras, versions
 from pytest_gpudiscovery.ollama.messages import filter_pattern, identify, messages
+from pytest_gpudiscovery.ollama.versions import load
+from pytest_gpudiscovery.probes import eras as probed
+from pytest_gpudiscovery.stages import protocol, second_pass
 from tests.ollama import reading
 from tests.ollama.writer import Log, begin, config, cpu, fail
 
@@ -113,6 +116,25 @@ def test_the_era_of_a_version(version: str, era: str) -> None:
     found = eras.era_of(version)
     assert found is not None
     assert found.id == era
+
+
+def test_the_gate_and_the_log_reader_have_the_same_borders() -> None:
+    """Probes travel without data files, so the borders of the gate's stages are code: they must be the table's."""
+    for release in versions.releases():
+        found, known = eras.era_of(release), versions.of(release)
+        assert found is not None
+        assert probed.era(release) == found.id == protocol.of({"version": release}, newer=False).era, release
+        how = second_pass.filter_of(release)
+        if found.id == "A":
+            continue
+        assert (how == second_pass.NONE) == ("CUDA" not in eras.second_pass(known)), release
+        assert (how == second_pass.INDEX) == (found.id == "C"), release
+        assert (how == second_pass.ALL) == ([entry.id for entry in eras.sub_ranges_in(known)] == ["B4"]), release
+        assert eras.budget_s(eras.FIRST_PASS, known, directory="cuda_v12") == protocol.FIRST_PASS_S
+        assert eras.budget_s(eras.VALIDATION, known) == protocol.SECOND_PASS_S
+    assert eras.budget_s("native_probe") == protocol.NATIVE_S
+    announced = load("eras")["starting_runner"]["first"]
+    assert versions.number(announced) == protocol.SHARED_START
 
 
 def test_no_era_without_a_version() -> None:

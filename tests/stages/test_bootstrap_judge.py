@@ -261,7 +261,9 @@ def test_an_ollama_without_a_second_pass() -> None:
 
 
 def test_directories_that_ollama_skips_are_not_asked() -> None:
-    facts = prior("cuda_v12", "cuda_v13", "cuda_jetpack6")
+    skipped = {"kept": False, "skipped": "OLLAMA_LLM_LIBRARY=cuda_v12"}
+    entries = [directory("cuda_v12"), *({**directory(name), **skipped} for name in ("cuda_v13", "cuda_jetpack6"))]
+    facts = prior(package={"gpu_dirs": entries})
     only = context(env={"OLLAMA_LLM_LIBRARY": "cuda_v12"})
     planned = bootstrap.plan(only, facts, results({}))
     assert planned is not None

@@ -114,7 +114,7 @@ def entry(name: str, *, kept: bool = True) -> dict[str, Any]:
 
 
 def wanted(*entries: dict[str, Any]) -> list[str]:
-    return [found.name for found in protocol.directories({"lib_dir": LIB, "gpu_dirs": list(entries)}, {})]
+    return [found.name for found in protocol.directories({"lib_dir": LIB, "gpu_dirs": list(entries)})]
 
 
 def test_directories_are_those_that_stage_01_says_this_version_looks_into() -> None:
@@ -125,13 +125,13 @@ def test_directories_are_those_that_stage_01_says_this_version_looks_into() -> N
 
 def test_without_a_directory_a_backend_in_lib_ollama_itself_is_looked_at() -> None:
     package = {"lib_dir": LIB, "gpu_dirs": [{"name": "lib", "path": LIB, "backend": f"{LIB}/libggml-cuda.so"}]}
-    (found,) = protocol.directories(package, {})
+    (found,) = protocol.directories(package)
     assert (found.path, found.is_cuda) == (None, True)
 
 
 @given(st.fixed_dictionaries({"version": ANYTHING, "era": ANYTHING, "lib_dir": ANYTHING, "gpu_dirs": ANYTHING}))
 def test_whatever_stage_01_left_is_no_error(package: dict[str, Any]) -> None:
     found = protocol.of(package, newer=False)
-    for directory in protocol.directories(package, {}):
+    for directory in protocol.directories(package):
         made = protocol.environment(found, {}, package, directory)
         assert all(isinstance(value, str) for value in made.values())

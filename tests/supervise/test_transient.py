@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_gpudiscovery.probes import private
 from pytest_gpudiscovery.supervise import transient
 from pytest_gpudiscovery.supervise.child import run
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending, Probe, Setup
@@ -36,7 +38,8 @@ def test_the_command_line() -> None:
         "--service-type=exec",
         "--unit=u.service",
     ]
-    assert options[6:] == [
+    assert options[-1].startswith("--property=ExecStopPost=-/bin/sh -c ")
+    assert options[6:-1] == [
         "--property=User=ollama",
         "--property=DeviceAllow=char-nvidia rw",
         "--property=RuntimeMaxSec=14",
@@ -211,3 +214,15 @@ def is_alive(pid: int) -> bool:
 
 def test_this_interpreter_is_one_that_can_be_started() -> None:
     assert os.access(sys.executable, os.X_OK)
+
+
+def test_private_directories_of_a_unit_go_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its guardian is killed with its cgroup: systemd removes what is named after the unit, and nothing else."""
+    place = tmp_path / "place"
+    monkeypatch.setattr(private, "PLACES", (str(place),))
+    for tag in (private.of_unit("gpu-discovery-12-3.service"), private.of_unit("gpu-discovery-112-3.service"), ""):
+        (place / f"{private.NAME}7-1{tag}" / "models").mkdir(parents=True)
+    said = transient.argv("gpu-discovery-12-3.service", (), ["x"], 1.0)
+    (command,) = [word.partition("=-")[2] for word in said if word.startswith("--property=ExecStopPost=")]
+    assert subprocess.run(shlex.split(command), check=True).returncode == 0
+    assert sorted(path.name for path in place.iterdir()) == [f"{private.NAME}7-1", f"{private.NAME}7-1-of-112-3"]
