@@ -15,6 +15,14 @@ from pytest_gpudiscovery.stages.kernel_driver import Seen, gpus
 from pytest_gpudiscovery.stages.spec import found, passed, unknown
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending
 
+# Kernel functions in which a task waits for a disk or a file server (mm/filemap.c, mm/page-writeback.c, fs/, block/,
+# net/sunrpc/sched.c): a job that reads its data holds the GPU's nodes meanwhile, and none of the driver's locks.
+STORAGE = (
+    *("folio_wait", "wait_on_page", "__lock_page", "__folio_lock", "io_schedule", "bit_wait_io", "__wait_on_buffer"),
+    *("iomap_", "__iomap_", "do_blockdev_direct_IO", "blk_", "__blk", "rq_qos_wait", "submit_bio_wait"),
+    *("balance_dirty", "jbd2_", "wait_transaction_locked", "ext4_", "xfs_", "xlog_", "btrfs_", "zil_", "dmu_"),
+    *("nfs", "rpc_wait_bit", "request_wait_answer", "fuse_", "ceph_", "cifs_", "smb2_", "cl_sync_io", "osc_", "ll_"),
+)
 ALL_ONES = "63"  # current_link_width of a device whose registers read as ones
 
 
@@ -36,7 +44,11 @@ def judge(seen: Seen, log: KernelLog, nodes: list[Mapping[str, Any]], processes:
     else:
         lines = len((seen.get("log") or {}).get("lines") or [])
         checks.append(passed("P86", Kind.OBSERVABILITY, observed={"lines": lines, "driver": log.loaded_version}))
-    if log.resumed_at is not None and log.since_load(log.resumed_at):
+    resumed = log.resumed_at is not None and log.since_load(log.resumed_at)
+    if resumed and (seen.get("params") or {}).get("PreserveVideoMemoryAllocations") == 1:
+        reason = "suspended since the driver was loaded, and PreserveVideoMemoryAllocations is on"
+        checks.append(passed("P39", Kind.RISK, reason=reason, observed=log.age(log.resumed_at)))
+    elif resumed:
         checks.append(found("kernel.resume.since_load", {"age": words(log.age(log.resumed_at))}))
     else:
         reason = "the kernel log cannot be read" if errno else "no suspend since the driver was loaded"
@@ -121,6 +133,8 @@ def _processes(result: ChildResult | None) -> tuple[list[Check], Check]:
         return [], unknown("P87", reason, Kind.OBSERVABILITY)
     checks = []
     for task in result.answer.get("stuck") or []:
+        if str(task.get("wchan") or "").startswith(STORAGE):
+            continue
         facts = {**task, "node": task["nodes"][0], "wchan": task["wchan"] or "an unknown function"}
         checks.append(found("kernel.processes.stuck", facts, observed=task))
     hidden = result.answer.get("hidden") or 0
