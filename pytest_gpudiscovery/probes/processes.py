@@ -69,10 +69,10 @@ def moved(task: dict[str, Any]) -> tuple[Any, ...]:
     return task["tid"], task["started"], task["ran"], task["switches"]
 
 
-def switches(data: bytes | None) -> list[str]:
-    """Return the counts of context switches in /proc/PID/task/TID/status, [] where it does not tell them."""
+def switches(data: bytes | None) -> tuple[str, ...]:
+    """Return the counts of context switches in /proc/PID/task/TID/status, () where it does not tell them."""
     lines = (data or b"").decode("ascii", "replace").splitlines()
-    return [line.split()[-1] for line in lines if "ctxt_switches:" in line]
+    return tuple(line.split()[-1] for line in lines if "ctxt_switches:" in line)
 
 
 def nodes_of(view: HostView, pid: str) -> list[str] | None:

@@ -44,6 +44,21 @@ def _drivers() -> list[Fault]:
             "LD_LIBRARY_PATH begins with a second directory that holds the same driver (healthy)",
             y.second_copy,
         ),
+        library("variant.cache.old", "ld.so.cache is of glibc 2.31 (healthy)", y.cache(old=True)),
+        library("variant.cache.new", "ld.so.cache is of glibc 2.41, 32-bit entries too (healthy)", y.cache(old=False)),
+        library(
+            "variant.driver.by_cache",
+            "the loader finds the driver of directory VALUE by ld.so.cache alone (healthy)",
+            y.by_cache,
+            value="",
+            needs=("value",),
+        ),
+        library(
+            "variant.driver.compatibility",
+            "NVIDIA's forward-compatibility libcuda VALUE stands before an older driver (healthy)",
+            y.compatibility,
+            value="575.57.08",
+        ),
         library(
             "variant.driver.no_development_links",
             "no libcuda.so and libnvidia-ml.so without a version (healthy)",
@@ -71,11 +86,6 @@ def _modes() -> list[Fault]:
             c.act("nvmlDeviceGetMigDeviceHandleByIndex", "return 4"),
         ),
         answers(
-            "variant.gpu.second_instance",
-            "CUDA_VISIBLE_DEVICES is the UUID of the second MIG instance (healthy)",
-            _second_instance,
-        ),
-        answers(
             "variant.gpu.one_mig",
             "of two GPUs one is cut into a MIG instance that is chosen by its UUID (healthy)",
             _one_mig,
@@ -88,10 +98,6 @@ def _no_ecc(world: World, _: str) -> None:
     for key in [key for key in world.conf if ".ecc." in key or ".rows." in key]:
         del world.conf[key]
     world.set_gpus("attr.32", 0)
-
-
-def _second_instance(world: World, _: str) -> None:
-    world.env["CUDA_VISIBLE_DEVICES"] = world.conf["gpu.0.mig.1.uuid"]
 
 
 def _one_mig(world: World, _: str) -> None:

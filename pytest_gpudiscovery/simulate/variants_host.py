@@ -10,7 +10,7 @@ from typing import Any
 from pytest_gpudiscovery.simulate import changes as c
 from pytest_gpudiscovery.simulate import changes_healthy as y
 from pytest_gpudiscovery.simulate import changes_host as h
-from pytest_gpudiscovery.simulate.fault import Fault, host_view
+from pytest_gpudiscovery.simulate.fault import TWO_GPUS, Fault, host_view
 from pytest_gpudiscovery.simulate.world import PROC, World
 
 NVIDIA, AMD, ASPEED = 0x10DE, 0x1002, 0x1A03
@@ -33,7 +33,7 @@ def healthy(name: str, text: str, *changes: c.Change) -> Fault:
 
 
 def _given(name: str, text: str, *, masked: bool) -> Fault:
-    return host_view(f"variant.{name}", f"{text} (healthy)", y.given(masked=masked), value="1")
+    return host_view(f"variant.{name}", f"{text} (healthy)", y.given(masked=masked), value="1", needs=TWO_GPUS)
 
 
 def _bus() -> list[Row]:
@@ -55,8 +55,15 @@ def _bus() -> list[Row]:
             y.function("0000:83:00.1", vendor=NVIDIA, device=0x22BA, kind=AUDIO, driver="snd_hda_intel"),
             y.function("0000:84:00.0", vendor=NVIDIA, device=0x22A3, kind=BRIDGE, driver="nvidia-nvswitch"),
         ),
+        # the address of a GPU of Azure's NC H100 v5; behind an Intel VMD the domain has five digits
+        ("bus.domain", "the GPU is in PCI domain 1, as on a cloud's virtual machine", _at("0001:00:00.0")),
+        ("bus.long_domain", "the GPU is in PCI domain 10000, behind an Intel VMD", _at("10000:01:00.0")),
         ("bus.display_gpu", "a small display GPU of another model stands beside", y.display_gpu),
     ]
+
+
+def _at(address: str) -> c.Change:
+    return lambda world, _: y.moved(world, address)
 
 
 def _containers() -> list[Row]:
@@ -68,6 +75,8 @@ def _containers() -> list[Row]:
         ("sysfs_masked", "/sys/bus and /sys/module are hidden", y.masked("/sys/bus", "/sys/module")),
         ("cgroup_hidden", "/sys/fs/cgroup is not mounted", y.absent("/sys/fs/cgroup")),
         ("no_shm", "a container without /dev/shm", y.absent("/dev/shm")),  # noqa: S108 - a path of the simulated host
+        ("cgroup_v1", "cgroup v1, with a limit of memory that is no limit", *_cgroup_v1()),
+        ("cgroup_limits", "a pod's limits: 64 GiB, 4 CPUs, 4096 tasks", *_cgroup_limits()),
         ("group", "the nodes are 0660 for the group that the caller is in", h.node("all", mode=0o660, gid=65534)),
     ]
 
@@ -78,6 +87,32 @@ def _docker(world: World, _: str) -> None:
 
 def _proc_masks() -> tuple[c.Change, ...]:
     return (y.masked("/proc/driver"), y.absent("/proc/modules"))
+
+
+def _cgroup_v1() -> tuple[c.Change, ...]:
+    at, path = "/sys/fs/cgroup", "/docker/0123456789ab"
+    names = ("devices", "memory", "pids", "cpu,cpuacct", "freezer")
+    lines = [f"{12 - number}:{name}:{path}\n" for number, name in enumerate(names)]
+    return (
+        y.absent(at),
+        y.text("/proc/self/cgroup", "".join([*lines, f"1:name=systemd:{path}\n", "0::/\n"])),
+        y.text(f"{at}/memory{path}/memory.limit_in_bytes", "9223372036854771712\n"),
+        y.text(f"{at}/memory{path}/memory.usage_in_bytes", "123456789\n"),
+        y.text(f"{at}/pids{path}/pids.max", "max\n"),
+        y.text(f"{at}/devices{path}/devices.list", "c 195:* rw\nc 238:* rw\n"),
+    )
+
+
+def _cgroup_limits() -> tuple[c.Change, ...]:
+    at, path = "/sys/fs/cgroup", "/kubepods.slice/kubepods-pod1.slice/cri-containerd-1.scope"
+    limits = {"memory.max": 64 << 30, "memory.current": 9 << 30, "pids.max": 4096, "pids.current": 120}
+    return (
+        y.text("/proc/self/cgroup", f"0::{path}\n"),
+        *(y.text(f"{at}{path}/{name}", f"{value}\n") for name, value in limits.items()),
+        y.text(f"{at}{path}/cpu.max", "400000 100000\n"),
+        y.text(f"{at}{path}/cpu.stat", "usage_usec 1\nthrottled_usec 52000000\n"),
+        y.text("/run/secrets/kubernetes.io/serviceaccount/token", "x"),
+    )
 
 
 def _log() -> list[Row]:
@@ -158,6 +193,11 @@ def _module() -> list[Row]:
             y.replaced(f"{PROC}/params", "ModifyDeviceFiles: 1", "ModifyDeviceFiles: 0"),
         ),
         (
+            "module.never_initialised",
+            "no process has opened the GPU yet: /proc shows a UUID of question marks",
+            _unknown,
+        ),
+        (
             "module.nvlink_on",
             "NVLink is on, and this GPU is in no fabric",
             y.replaced(f"{PROC}/params", "NvLinkDisable: 1", "NvLinkDisable: 0"),
@@ -169,3 +209,9 @@ def _proprietary(world: World, _: str) -> None:
     version = world.version
     line = f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {version}  Tue May 27 03:12:02 UTC 2025\n"
     world.text(f"{PROC}/version", line + "GCC version:  gcc version 13.3.0 (Ubuntu 13.3.0-6ubuntu2~24.04)\n")
+
+
+def _unknown(world: World, _: str) -> None:
+    path = f"{PROC}/gpus/{world.pci(0)}/information"
+    hidden = "GPU-????????-????-????-????-????????????"
+    world.text(path, str(world.entries[path]["text"]).replace(world.conf["gpu.0.uuid"], hidden))

@@ -201,14 +201,13 @@ def _library_path(seen: Mapping[str, Any]) -> list[Check]:
     facts = {"directory": first["directory"], "path": library["path"], "other": other or "libcuda.so.1 (none found)"}
     if library["stub"]:
         return [found("service.ld_library_path.stub", facts, expected=other, observed=library["path"])]
-    same = library["version"] is not None and library["version"] == (seen["libcuda_without"] or {}).get("version")
-    if same and library["realpath"] != other:
-        return [
-            passed("P16", reason=f"{library['path']} is a second copy of {other}, of one version", observed=library)
-        ]
     if other is None or library["realpath"] == other:
         reason = "the only one that the loader finds" if other is None else "what the loader would take anyway"
         return [passed("P16", reason=f"{library['path']} is {reason}", observed=library)]
+    without = seen["libcuda_without"] or {}
+    if library["version"] and all(library[key] == without.get(key) for key in ("version", "size")):
+        reason = f"{library['path']} is a second copy of {other}: one version, one size"
+        return [passed("P16", reason=reason, observed=library)]
     return [found("service.ld_library_path.conflict", facts, expected=other, observed=library["realpath"])]
 
 

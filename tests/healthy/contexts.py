@@ -1,7 +1,8 @@
 """The process contexts of variants.tsv: words that say in what the gate is really started.
 
 NAME=VALUE -NAME          an environment variable that is set, or not
-bare_environment          none at all but those that the table sets
+bare_environment          none but PATH and those that the table sets
+crowd                     a thousand of them, half a megabyte, one of them no UTF-8
 nobody                    uid 65534 with no groups, no capabilities and an interpreter that it may run
 group:N                   N is a supplementary group
 caps:none caps:docker     root without capabilities, or with those that Docker leaves
@@ -12,6 +13,7 @@ user_namespace            root of a user namespace
 container_namespaces      user, pid, mount, IPC and UTS namespaces with a /proc of their own
 network_namespace         a network that has only lo; no_ipv6: and that without IPv6
 hosts:A,B                 localhost has these addresses in /etc/hosts
+driver_by_cache           ld.so.cache names the driver in {folder}/driver, and LD_LIBRARY_PATH nothing of it
 no_run                    nothing in /run: no systemd
 hidden_pids               /proc shows no process of others (hidepid=2)
 seccomp                   ptrace, perf_event_open, mount, unshare, bpf and keyctl are refused (EPERM)
@@ -23,10 +25,13 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import subprocess
 import sys
 import sysconfig
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from pytest_gpudiscovery import simulate
 
 NOBODY = 65534
 DOCKER = "chown,dac_override,fowner,fsetid,kill,setgid,setuid,setpcap,net_bind_service,sys_chroot,mknod,setfcap"
@@ -57,7 +62,7 @@ class Context:
 
 def needs_root(words: str) -> bool:
     """Whether only root can make this context."""
-    plain = ("bare_environment", "umask:", "one_cpu", "nice", "closed_stdin", "limit:", "seccomp", "-")
+    plain = ("bare_environment", "crowd", "umask:", "one_cpu", "nice", "closed_stdin", "limit:", "seccomp", "-")
     return not all(_is_variable(word) or word.startswith(plain) for word in shlex.split(words))
 
 
@@ -68,7 +73,7 @@ def make(words: str, folder: Path) -> Context:
     for name in [name for name in context.env if name.startswith(("PYTEST_", "GPU_DISCOVERY_", "COV"))]:
         del context.env[name]
     if "bare_environment" in asked:
-        context.env = {}
+        context.env = {"PATH": os.environ["PATH"]}
     context.env["TMPDIR"] = str(folder / "tmp")
     inner: list[str] = []  # what is nearest to the gate
     for word in asked:
@@ -91,6 +96,9 @@ def _apply(word: str, context: Context, inner: list[str], folder: Path) -> None:
         context.env.pop(word[1:], None)
     elif word == "bare_environment":
         pass  # made so at the beginning
+    elif word == "crowd":
+        context.env |= {f"VARIABLE_{number}": "x" * 500 for number in range(1000)}
+        context.env |= {"NOT_UTF8": os.fsdecode(b"\xff\xfe"), "LINES_": "one\ntwo", "EMPTY": ""}
     elif word == "nobody":
         context.uid = NOBODY
         context.python = interpreter()
@@ -118,6 +126,14 @@ def _apply(word: str, context: Context, inner: list[str], folder: Path) -> None:
     elif kind == "hosts":
         (folder / "hosts").write_text("".join(f"{address} localhost\n" for address in value.split(",")))
         context.prefix += [*UNSHARE, "sh", "-c", f'mount --bind {folder}/hosts /etc/hosts && exec "$@"', "sh"]
+    elif word == "driver_by_cache":
+        driver = folder / "driver"
+        simulate.prepare(simulate.parse("h100"), str(driver))
+        (driver / "ld.so.conf").write_text(f"{driver}/lib\ninclude /etc/ld.so.conf\n")
+        files = ["-f", str(driver / "ld.so.conf"), "-C", str(driver / "ld.so.cache")]
+        subprocess.run([shutil.which("ldconfig", path="/sbin:/usr/sbin:/bin") or "ldconfig", "-X", *files], check=True)
+        script = f'mount --bind {driver}/ld.so.cache /etc/ld.so.cache && exec "$@"'
+        context.prefix += [*UNSHARE, "sh", "-c", script, "sh"]
     elif word in NETWORK:
         context.prefix += ["unshare", "--net", "sh", "-c", f'{NETWORK[word]} && exec "$@"', "sh"]
     elif word == "user_namespace":

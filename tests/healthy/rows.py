@@ -67,10 +67,12 @@ def gate(row: Row) -> Seen:
     """Run the gate of ROW as a process, and return what it said; raises subprocess.TimeoutExpired."""
     folder = Path(tempfile.mkdtemp(prefix="gpu-healthy-"))
     try:
+        folder.chmod(0o755)
         context = contexts.make(row.context, folder)
-        _prepare(folder, row.host, context.uid)
+        host = row.host.replace("{folder}", str(folder))
+        _prepare(folder, host, context.uid)
         report = folder / "tmp" / "report"
-        asked = ["gate", "--gpu-simulate", row.host, "--gpu-until", row.target, "--gpu-report", str(report)]
+        asked = ["gate", "--gpu-simulate", host, "--gpu-until", row.target, "--gpu-report", str(report)]
         command = [*context.prefix, *context.python, *asked]
         begun = time.monotonic()
         with (folder / "output").open("wb") as output:
@@ -101,7 +103,6 @@ def gate(row: Row) -> Seen:
 
 def _prepare(folder: Path, host: str, uid: int) -> None:
     """Make the run's TMPDIR; the simulated libraries, which take seconds to build, are linked from the shared cache."""
-    folder.chmod(0o755)
     temporary = folder / "tmp"
     own = temporary / f"pytest-gpudiscovery-simulate-{uid}"
     own.mkdir(parents=True, mode=0o755)
