@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pytest_gpudiscovery.simulate import changes as c
-from pytest_gpudiscovery.simulate import changes_healthy as y
 from pytest_gpudiscovery.simulate import changes_host as h
+from pytest_gpudiscovery.simulate import changes_layout as layout
 from pytest_gpudiscovery.simulate.fault import Fault, answers, environment, library
 from pytest_gpudiscovery.simulate.world import File, World
 
@@ -37,32 +37,32 @@ def _drivers() -> list[Fault]:
         *found,
         library(
             "variant.driver.alternatives", "libcuda.so.1 leads through nvidia/current, as on Debian (healthy)",
-            y.alternatives,
+            layout.alternatives,
         ),
         library(
             "variant.driver.second_copy",
             "LD_LIBRARY_PATH begins with a second directory that holds the same driver (healthy)",
-            y.second_copy,
+            layout.second_copy,
         ),
-        library("variant.cache.old", "ld.so.cache is of glibc 2.31 (healthy)", y.cache(old=True)),
-        library("variant.cache.new", "ld.so.cache is of glibc 2.41, 32-bit entries too (healthy)", y.cache(old=False)),
+        library("variant.cache.old", "ld.so.cache is of glibc 2.31 (healthy)", layout.cache(old=True)),
+        library("variant.cache.new", "ld.so.cache is of glibc 2.41 (healthy)", layout.cache(old=False)),
         library(
             "variant.driver.by_cache",
             "the loader finds the driver of directory VALUE by ld.so.cache alone (healthy)",
-            y.by_cache,
+            layout.by_cache,
             value="",
             needs=("value",),
         ),
         library(
             "variant.driver.compatibility",
             "NVIDIA's forward-compatibility libcuda VALUE stands before an older driver (healthy)",
-            y.compatibility,
+            layout.compatibility,
             value="575.57.08",
         ),
         library(
             "variant.driver.no_development_links",
             "no libcuda.so and libnvidia-ml.so without a version (healthy)",
-            y.without("lib/libcuda.so", "lib/libnvidia-ml.so", "lib/libnvidia-ptxjitcompiler.so"),
+            layout.without("lib/libcuda.so", "lib/libnvidia-ml.so", "lib/libnvidia-ptxjitcompiler.so"),
         ),
     ]  # fmt: skip
 
@@ -153,12 +153,12 @@ def _paths() -> list[Fault]:
         environment(
             "variant.path.unrelated",
             "LD_LIBRARY_PATH begins with directories that have nothing of the driver (healthy)",
-            y.libraries_at("/opt/intel/oneapi/lib", "/usr/local/lib", "/no/such/directory"),
+            layout.libraries_at("/opt/intel/oneapi/lib", "/usr/local/lib", "/no/such/directory"),
         ),
         environment(
             "variant.path.empty_elements",
             "LD_LIBRARY_PATH ends with a colon: the current directory is in it (healthy)",
-            y.libraries_at("", first=False),
+            layout.libraries_at("", first=False),
         ),
         environment(
             "variant.path.toolkit",

@@ -69,6 +69,8 @@ def _at(address: str) -> c.Change:
 def _containers() -> list[Row]:
     return [
         ("no_uvm_tools", "a container without /dev/nvidia-uvm-tools", y.absent("/dev/nvidia-uvm-tools"), _docker),
+        ("wsl", "a WSL machine: /dev/dxg and nothing else of the driver in /dev, /proc and /sys", y.wsl),
+        ("preload_comment", "/etc/ld.so.preload holds a comment only", y.text("/etc/ld.so.preload", "# nothing\n\n")),
         ("no_caps", "a container without /dev/nvidia-caps", y.absent("/dev/nvidia-caps"), _docker),
         ("proc_masked", "/proc/driver/nvidia is hidden", y.masked(PROC)),
         ("proc_masked_all", "/proc/driver and /proc/modules are hidden", *_proc_masks()),
