@@ -136,6 +136,11 @@ def _log() -> list[Row]:
             h.log(f"{recovery}0x1 (GPU Reset Required) to 0x0 (None)", age=DAY - 600),
         ),
         (
+            "log.reset_unsaid",
+            "Xid 95 of two days ago, and a reset of which this driver logs nothing",
+            h.log(f"{xid}95, pid='<unknown>', name=<unknown>, Uncontained: LTC TAG (0x2,0x0)", age=2 * DAY),
+        ),
+        (
             "log.chatter",
             "the driver's usual lines: another container's old user space, AppArmor, modeset",
             h.log("NVRM: API mismatch: the client has the version 550.54.15, but this kernel module has", age=900),

@@ -333,6 +333,26 @@ def test_a_gpu_that_was_given_to_a_virtual_machine_is_no_fault() -> None:
         assert said.outcome is (Outcome.WARNED if found else Outcome.PASSED)
 
 
+RESET_DUE = "NVRM: Xid (PCI:0000:00:06): 154, GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "uptime", "failed"),
+    [
+        ({}, 172_800, False),  # two days ago, and the GPU opens: it may have been reset
+        ({}, 7_300, True),  # two hours ago
+        ({"/dev/nvidia0": hosts.node(195, 0, open="EIO")}, 172_800, True),
+        ({"/dev/kmsg": hosts.kmsg("NVRM: Xid (PCI:0000:00:06): 95, pid=1, Uncontained", RESET_DUE)}, 172_800, True),
+    ],
+    ids=["long ago", "not so long ago", "does not open", "a reset is still due"],
+)
+def test_a_fatal_error_of_long_ago_is_left_to_the_driver(changes: dict[str, Any], uptime: int, failed: bool) -> None:
+    log = {"/dev/kmsg": hosts.kmsg("NVRM: Xid (PCI:0000:00:06): 95, pid=1, Uncontained"), **changes}
+    said = conclude({"/proc/uptime": hosts.file(f"{uptime}.00 1.0\n"), **log}, ROOT if os.geteuid() == 0 else USER)
+    assert ("kernel.xid.fatal" in hosts.causes(said, "failed")) is failed
+    assert ("kernel.xid.fatal" in hosts.causes(said, "warned")) is not failed
+
+
 def test_a_resume_with_preserved_memory_is_no_fault() -> None:
     params = hosts.file("ModifyDeviceFiles: 1\nPreserveVideoMemoryAllocations: 1\n")
     log = {"/dev/kmsg": hosts.kmsg("PM: suspend exit"), "/proc/driver/nvidia/params": params}
