@@ -17,7 +17,7 @@ LOADER_COMMANDS = ("closure", "fatbin")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command with ARGV (default: the process's); return the exit code of the contract."""
-    forget_current_directory()
+    there = forget_current_directory()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in LOADER_COMMANDS:
         from pytest_gpudiscovery import loader_cli  # noqa: PLC0415 (without pytest: twice as fast as with it)
@@ -34,15 +34,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Only now: pytest, which the commands import, must not be found in the current directory.
     from pytest_gpudiscovery import commands  # noqa: PLC0415
 
-    return commands.run(arguments)
+    return commands.run(arguments, directory=there)
 
 
-def forget_current_directory() -> None:
-    """Take the current directory off sys.path, and everything out of the environment that steers pytest."""
+def forget_current_directory() -> bool:
+    """Take the current directory off sys.path, and everything out of the environment that steers pytest.
+
+    Returns whether there is one: from a directory that was removed (a deleted release, an unmounted home) the process
+    goes on in /, because pytest needs one.
+    """
     for name in PYTEST_VARIABLES:
         os.environ.pop(name, None)
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
-    here = os.path.realpath(os.getcwd())
+    try:
+        here, there = os.path.realpath(os.getcwd()), True
+    except OSError:
+        os.chdir("/")
+        here, there = "/", False
     own = os.path.realpath(os.path.dirname(os.path.dirname(__file__)))
     python = tuple(os.path.realpath(prefix) for prefix in (sys.prefix, sys.base_prefix))
     kept = []
@@ -54,3 +62,4 @@ def forget_current_directory() -> None:
         if not inside or (os.path.isabs(entry) and (place == own or place.startswith(python))):
             kept.append(entry)
     sys.path[:] = kept
+    return there

@@ -32,10 +32,10 @@ class _Parser(argparse.ArgumentParser):
         raise UsageProblem(message)
 
 
-def run(argv: Sequence[str]) -> int:
-    """Run the command with ARGV; return the exit code of the contract."""
+def run(argv: Sequence[str], *, directory: bool = True) -> int:
+    """Run the command with ARGV; return the exit code of the contract. DIRECTORY: whether there is a current one."""
     try:
-        return _run(list(argv))
+        return _run(list(argv), directory)
     except BrokenPipeError:
         # The reader (head, less) has what it wants; what is left in the buffer must not complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -45,7 +45,7 @@ def run(argv: Sequence[str]) -> int:
         return USAGE
 
 
-def _run(argv: list[str]) -> int:
+def _run(argv: list[str], directory: bool) -> int:
     parser = _Parser(
         prog="gpu-discovery", description="Ollama's GPU discovery: every prerequisite, in order", allow_abbrev=False
     )
@@ -74,12 +74,15 @@ def _run(argv: list[str]) -> int:
     if given.command == "faults":
         return _faults()
     if given.command == "gate":
-        return _gate(given)
+        return _gate(given, directory)
     raise UsageProblem("expected a command: gate, stages or faults; see gpu-discovery --help")
 
 
-def _gate(given: argparse.Namespace) -> int:
-    _check_report(given.gpu_report or os.environ.get("GPU_DISCOVERY_REPORT") or "gpu-discovery-report")
+def _gate(given: argparse.Namespace, directory: bool) -> int:
+    report = given.gpu_report or os.environ.get("GPU_DISCOVERY_REPORT") or "gpu-discovery-report"
+    if not directory and not os.path.isabs(report):
+        raise UsageProblem(f"the current directory is gone, so {report} has no place: expected --gpu-report=/DIR")
+    _check_report(report)
     rootdir = Scratch()
     try:
         return int(pytest.main(_pytest_arguments(given, rootdir.path)))

@@ -93,8 +93,9 @@ def _summary(outcome: Outcome, judgement: Judgement, checks: list[Check], result
     if worst is not None and (outcome is Outcome.WARNED or not outcome.lets_others_run):
         return worst.summary
     if outcome is Outcome.WARNED:  # nothing is wrong, but something could not be looked at
-        left_open = (check.reason for check in checks if check.outcome is CheckOutcome.UNKNOWN and check.reason)
-        return next(left_open, judgement.summary)
+        left_open = [check for check in checks if check.outcome is CheckOutcome.UNKNOWN and check.reason]
+        left_open.sort(key=lambda check: check.kind is Kind.OBSERVABILITY)  # those make no stage warn
+        return left_open[0].reason if left_open else judgement.summary
     return judgement.summary
 
 

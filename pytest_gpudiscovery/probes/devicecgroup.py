@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 ROOT = "/sys/fs/cgroup"
+CONTROL_PATH = "/dev/nvidiactl"
 CONTROL = (195, 255)  # /dev/nvidiactl; a GPU's own node is 195:N, /dev/nvidia-uvm has a number of its own each boot
 
 
@@ -55,7 +56,7 @@ def nvidia_nodes(view: HostView) -> list[dict[str, Any]]:
         for name in names(view, "/dev")
         if number(name.removeprefix("nvidia")) is not None
     )
-    found = [{"path": "/dev/nvidiactl", "major": CONTROL[0], "minor": CONTROL[1]}]
+    found = [{"path": CONTROL_PATH, "major": CONTROL[0], "minor": CONTROL[1]}]
     found += [{"path": f"/dev/nvidia{minor}", "major": CONTROL[0], "minor": minor} for minor in minors or [0]]
     for line in (text(view, "/proc/devices") or "").splitlines():
         major, _, name = line.strip().partition(" ")

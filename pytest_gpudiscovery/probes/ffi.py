@@ -116,10 +116,21 @@ def loaded_path(name: str) -> str | None:
 def version_of(path: str | None) -> str | None:
     """Return the version that PATH's name ends in (`libcuda.so.580.159.04` -> `580.159.04`), None for a bare soname.
 
-    WSL's `libcuda.so.1.1` is a soname too: no driver has a version 1.
+    Where the file is mounted under another name, that of the file itself counts. WSL's `libcuda.so.1.1` is a soname
+    too: no driver has a version 1.
     """
-    base = (path or "").rpartition("/")[2].removesuffix(" (deleted)")
-    tail = base.partition(".so.")[2]
+    name = (path or "").removesuffix(" (deleted)")
+    version = _ending(name)
+    if version is None and name:
+        from pytest_gpudiscovery.probes.host import LiveView  # noqa: PLC0415 - for the few files whose name tells nothing
+        from pytest_gpudiscovery.probes.mounts import mounted_file  # noqa: PLC0415 - likewise; their imports cost 10 ms
+
+        version = _ending(mounted_file(LiveView(), name) or "")
+    return version
+
+
+def _ending(path: str) -> str | None:
+    tail = path.rpartition("/")[2].partition(".so.")[2]
     parts = tail.split(".")
     if len(parts) < 2 or tail == "1.1" or not all(part.isascii() and part.isdigit() for part in parts):
         return None

@@ -17,9 +17,19 @@ from pytest_gpudiscovery.probes.journal import Journal
 PCI = "/sys/bus/pci/devices"
 NVIDIA = "0x10de"
 DISPLAY = ("0x0300", "0x0302")  # VGA controller and 3D controller: GPUs; an NVSwitch is a bridge (0x0680)
+# Whether the driver's user space may make nodes; whether the state of the GPU's memory outlives a suspend.
+PARAMS = ("ModifyDeviceFiles", "PreserveVideoMemoryAllocations")
 MODULES = ("nvidia", "nvidia_uvm")
 # Words of kernel log lines that are kept; the judgement reads them (diagnosis/xid.py).
 WORDS = (b"NVRM", b"nvidia", b"nouveau", b"PM: suspend", b"PM: hibernation", b"blocked for more than")
+# What Docker, Podman and CRI-O, a pod's service account, a container's systemd (LXC, nspawn), and Apptainer leave
+CONTAINER = (
+    "/.dockerenv",
+    "/run/.containerenv",
+    "/run/secrets/kubernetes.io",
+    "/run/systemd/container",
+    "/.singularity.d",
+)
 KEPT = 2000  # log lines; the last ones, because they are the present
 
 
@@ -143,16 +153,16 @@ def devices(view: HostView) -> dict[str, Any]:
 
 
 def params(view: HostView) -> dict[str, int]:
-    """Return {"ModifyDeviceFiles": 0 | 1}: whether the driver's user space may make nodes; {} where it is hidden."""
+    """Return those of PARAMS that the module says; {} where /proc/driver/nvidia/params is hidden."""
     pairs = facts.pairs(facts.text(view, f"{procdriver.PROC}/params") or "")
-    value = facts.number(pairs.get("ModifyDeviceFiles"))
-    return {} if value is None else {"ModifyDeviceFiles": value}
+    found = {name: facts.number(pairs.get(name)) for name in PARAMS}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def platform(view: HostView) -> dict[str, bool]:
     """Return what kind of place this is: container, WSL, Tegra."""
     return {
-        "container": any(facts.kind(view, path) is not None for path in ("/.dockerenv", "/run/.containerenv")),
+        "container": any(facts.kind(view, path) is not None for path in CONTAINER),
         "wsl": facts.kind(view, "/dev/dxg") is not None,
         "tegra": any(facts.kind(view, path) for path in ("/etc/nv_tegra_release", "/dev/nvhost-gpu")),
     }

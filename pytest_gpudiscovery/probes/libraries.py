@@ -15,6 +15,7 @@ from typing import Any
 
 from pytest_gpudiscovery.probes.facts import errno_name, link
 from pytest_gpudiscovery.probes.host import HostView
+from pytest_gpudiscovery.probes.mounts import mounted_file
 
 CACHE = "/etc/ld.so.cache"
 CACHE_MAGIC = b"glibc-ld.so.cache1.1"
@@ -145,7 +146,7 @@ def _accept(view: HostView, name: str, path: str, rule: str) -> dict[str, Any] |
         "path": path,
         "realpath": real,
         "rule": rule,
-        "version": version_in_name(real),
+        "version": version_in_name(real) or version_in_name(mounted_file(view, real) or ""),
         "stub": is_stub(path) or is_stub(real),
         "size": header.get("size"),
     }

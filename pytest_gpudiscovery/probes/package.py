@@ -78,7 +78,8 @@ def _install(view: HostView, binary: dict[str, Any], cwd: str | None, journal: J
         ]
         if not answer["directories"] and BACKEND in every:
             answer["directories"] = [_directory(view, "", path)]
-        answer["old_layout"] = [name for name in OLD if kind(view, f"{path}/{name}") == "dir"]
+        # What is empty holds no library that could cost time or shadow another.
+        answer["old_layout"] = [name for name in OLD if names(view, f"{path}/{name}")]
         answer["elsewhere"] = layout.elsewhere(view, path)
     with journal.step("read /proc/self/mountinfo"):
         answer["mounts"] = {

@@ -50,6 +50,7 @@ def probe(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
         answer["gpus"] = procdriver.gpus(view)["gpus"]
         answer["mig"] = procdriver.has_mig(view)
         answer["tegra"] = facts.text(view, "/etc/nv_tegra_release") is not None
+        answer["control_node"] = facts.kind(view, devicecgroup.CONTROL_PATH) == "char"
         answer["nodes"] = devicecgroup.nvidia_nodes(view)
         answer["devices"] = drivers(view)
     with journal.step("fork") as step:

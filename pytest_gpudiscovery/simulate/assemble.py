@@ -120,7 +120,7 @@ def _derive(world: World) -> None:
         world.conf["driver.module"] = version
     devices = str(world.entries.get("/proc/devices", {}).get("text", "")).splitlines()
     uvm = next((int(line.split()[0]) for line in devices if line.split()[1:] == ["nvidia-uvm"]), None)
-    world.conf["uvm.loaded"] = "0" if uvm is None else "1"
+    world.conf.setdefault("uvm.loaded", "0" if uvm is None else "1")  # a host such as WSL says it otherwise
     expected = {"/dev/nvidiactl": (MAJOR, CONTROL_MINOR), "/dev/nvidia-uvm": (uvm, 0)}
     for gpu in range(world.gpus):
         minor = int(world.conf[f"gpu.{gpu}.minor"])

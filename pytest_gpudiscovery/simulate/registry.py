@@ -21,6 +21,9 @@ from pytest_gpudiscovery.simulate import (
     faults_library,
     faults_loading,
     faults_ollama,
+    variants_gpu,
+    variants_host,
+    variants_install,
 )
 from pytest_gpudiscovery.simulate.fault import Fault
 
@@ -35,6 +38,9 @@ TABLES = (
     faults_loading,
     faults_backend,
     faults_discovery,
+    variants_gpu,
+    variants_host,
+    variants_install,
 )
 
 

@@ -69,7 +69,9 @@ def _identity(row: Row, rows: list[Row]) -> list[Check]:
             addresses = {other.pci for other in rows if source in other.views}
             if addresses and row.pci not in addresses:  # further MIG instances share their GPU's address
                 complain(cause, "the same GPUs", sorted(row.views))
-    if digits and nvml and uuid(nvml.get("uuid")) and digits not in {uuid(nvml.get("uuid")), *instance_uuids(nvml)}:
+    theirs = {uuid(nvml.get("uuid")), *instance_uuids(nvml)}
+    untold = row.mig and len(theirs) == 1  # a user who may not list the instances is told nothing of their UUIDs
+    if digits and nvml and not untold and uuid(nvml.get("uuid")) and digits not in theirs:
         complain("uuid_differs", nvml.get("uuid"), cuda.get("uuid"))
     return checks
 

@@ -103,6 +103,9 @@ def _absent(
         elif (state := _node_state(row, nodes)) not in (None, "ok"):
             reason = f"its device node cannot be used here ({state}; 04 kernel): not given to this container or user"
             checks.append(not_applicable("P59", reason, subject=row.subject))
+        elif _withheld(row, rows):
+            reason = "the module bound it, and its entry in /proc is hidden: not given to this container"
+            checks.append(not_applicable("P59", reason, subject=row.subject))
         elif nvml_told or seen:
             checks.append(found("enumeration.only_in_sysfs", facts, subject=row.subject, observed=sorted(row.views)))
         else:
@@ -121,6 +124,16 @@ def _hidden_or_missing(
         reason = "in MIG mode: CUDA shows a process one instance at most, and shows another device"
         return not_applicable("P59", reason, subject=row.subject)
     return found("enumeration.gpu_missing", facts, subject=row.subject, observed=sorted(row.views))
+
+
+def _withheld(row: Row, rows: list[Row]) -> bool:
+    """Whether /proc/driver/nvidia/gpus was cut down to other GPUs than this one, as libnvidia-container does.
+
+    The module makes that entry when it binds a GPU (open-gpu-kernel-modules, kernel-open/nvidia/nv-pci.c,
+    nv_pci_probe): one that sysfs shows bound, and that is not listed while others are, was taken out of the list.
+    """
+    listed = [other for other in rows if integer(mapping(other.views.get("sysfs")).get("minor")) is not None]
+    return bool(listed) and row not in listed and _driver(row) == "nvidia"
 
 
 def _node_state(row: Row, nodes: Mapping[str, Any]) -> str | None:

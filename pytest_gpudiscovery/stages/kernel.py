@@ -126,7 +126,8 @@ def _facts(
     given: StageInput,
 ) -> dict[str, Any]:
     states = kernel_nodes.states(opened.get("nodes") or [], seen, opened.get("identity"))
-    broken = [path for path, state in states.items() if state in kernel_nodes.HEALABLE]
+    withheld = kernel_nodes.withheld(states, seen)
+    broken = [path for path, state in states.items() if state in kernel_nodes.HEALABLE and path not in withheld]
     return {
         "gpus": kernel_driver.gpus(seen),
         "module_version": kernel_driver.module_version(seen),

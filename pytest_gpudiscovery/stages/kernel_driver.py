@@ -12,6 +12,8 @@ from pytest_gpudiscovery.stages.spec import found, not_applicable, passed, unkno
 
 Seen = Mapping[str, Any]
 FOREIGN = ("nouveau", "nova", "nova_core", "nova-core")  # the kernel's own drivers for NVIDIA GPUs
+# Drivers that hold a device so that another kernel or process can have it (Documentation/driver-api/vfio.rst)
+GIVEN_AWAY = ("vfio-pci", "pci-stub", "xen-pciback")
 HEALED = {
     "root": "Root's driver would heal it at the first use; the gate does not.",
     "nvidia-modprobe": "A setuid nvidia-modprobe would heal it at the first use.",
@@ -88,6 +90,10 @@ def _binding(seen: Seen, log: KernelLog, functions: list[Mapping[str, Any]]) -> 
         return [passed("P85", reason="the module has bound a GPU whose driver link sysfs does not show")]
     for gpu in functions:
         if gpu["driver"] == "nvidia":
+            continue
+        if ours and gpu["driver"] in GIVEN_AWAY:
+            reason = f"bound to {gpu['driver']}: it is meant for somebody else, such as a virtual machine"
+            checks.append(not_applicable("P85", reason, subject=f"gpu:{gpu['pci']}"))
             continue
         facts = {**gpu, "driver": gpu["driver"] or "none", "log": _log_words(log)}
         lower = Severity.WARNING if ours else None

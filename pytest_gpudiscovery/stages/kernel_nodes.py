@@ -105,6 +105,17 @@ def states(nodes: list[Mapping[str, Any]], seen: Seen, identity: Mapping[str, An
     return {node["path"]: state(node, identity or {}, excluded) for node in nodes}
 
 
+def withheld(known: Mapping[str, str], seen: Seen) -> set[str]:
+    """Return the nodes among KNOWN (path -> state) that a container was not given: another GPU's is there and opens.
+
+    With CDI, or a device plugin that passes nodes alone, /proc/driver/nvidia/gpus still names every GPU of the host.
+    """
+    minors = [path for path in known if path not in (CONTROL, UVM)]
+    if not (seen.get("platform") or {}).get("container") or not any(known[path] == OK for path in minors):
+        return set()
+    return {path for path in minors if known[path] == "missing"}
+
+
 def judge(
     seen: Seen, opened: Seen, healer: str | None, log: KernelLog, env: Mapping[str, str], *, finished: bool = True
 ) -> list[Check]:
@@ -123,9 +134,14 @@ def judge(
     if container and all(value == "missing" for value in known.values()):
         facts = {"visible": env.get("NVIDIA_VISIBLE_DEVICES", "not set")}
         checks.append(found("kernel.container.no_devices", facts, severity=Severity.WARNING if healer else None))
+    absent = withheld(known, seen)
     for node in nodes:
         what = known[node["path"]]
         if what == OK:
+            continue
+        if node["path"] in absent:
+            reason = f"{node['path']} was not given to this container"
+            checks.append(not_applicable("P33", reason, subject=subject_of(node["path"], seen)))
             continue
         lower = (what in HEALABLE and healer is not None) or (node["path"] in minors and one_works)
         checks.append(
@@ -139,7 +155,7 @@ def judge(
                 confidence=0.7 if lower else None,
             )
         )
-    broken = [path for path, what in known.items() if what in HEALABLE]
+    broken = [path for path, what in known.items() if what in HEALABLE and path not in absent]
     if not minors and finished:  # /proc/driver/nvidia names no GPU and /dev holds none: the first one stands for all
         broken.append("/dev/nvidia0")
         facts = {"path": "/dev/nvidia0", "healing": HEALED.get(healer or "", "")}
@@ -150,7 +166,7 @@ def judge(
         cause = "kernel.node.healed_by_root" if healer == "root" else "kernel.node.healed_by_modprobe"
         checks.append(found(cause, {"paths": names, "modprobe": modprobe}, observed=broken))
     checks.append(_beforehand(broken, checks))
-    judged = {check.prerequisite for check in checks}
+    judged = {check.prerequisite for check in checks if check.finding is not None}
     observed = {path: node["open"] for path, node in zip(known, nodes, strict=True)}
     return checks + [passed(row, reason=why, observed=observed) for row, why in PASSED.items() if row not in judged]
 

@@ -13,6 +13,9 @@ from pytest_gpudiscovery.stages.identity import uuid as digits_of
 from pytest_gpudiscovery.stages.spec import found, not_applicable, passed, unknown
 
 COMPUTE_MODES = {0: "Default", 1: "Exclusive_Thread", 2: "Prohibited", 3: "Exclusive_Process"}
+# An exclusive mode binds the MPS server that takes the GPU, not the server's clients (docs.nvidia.com/deploy/mps, "When
+# to Use MPS", Limitations); NVIDIA's own instructions set the mode before they start MPS (topic_6_1_1_1).
+MPS_SERVER = "nvidia-cuda-mps"  # nvidia-cuda-mps-server, as /proc/PID/comm cuts it
 OLLAMA_PROCESSES = ("ollama", "llama-server", "ollama_llama_se")  # as /proc/PID/comm shows them, 15 characters at most
 
 
@@ -113,7 +116,7 @@ def _compute_mode(gpu: Mapping[str, Any], index: int | None, subject: str) -> Ch
     holders = [
         process
         for process in objects(gpu.get("processes"))
-        if not str(process.get("name") or "").startswith(OLLAMA_PROCESSES)
+        if not str(process.get("name") or "").startswith((*OLLAMA_PROCESSES, MPS_SERVER))
     ]
     if mode in (1, 3) and holders:
         pids = ", ".join(f"{process.get('pid')} ({process.get('name') or '?'})" for process in holders)

@@ -204,6 +204,10 @@ def _library_path(seen: Mapping[str, Any]) -> list[Check]:
     if other is None or library["realpath"] == other:
         reason = "the only one that the loader finds" if other is None else "what the loader would take anyway"
         return [passed("P16", reason=f"{library['path']} is {reason}", observed=library)]
+    without = seen["libcuda_without"] or {}
+    if library["version"] and all(library[key] == without.get(key) for key in ("version", "size")):
+        reason = f"{library['path']} is a second copy of {other}: one version, one size"
+        return [passed("P16", reason=reason, observed=library)]
     return [found("service.ld_library_path.conflict", facts, expected=other, observed=library["realpath"])]
 
 
@@ -222,7 +226,8 @@ def _namespace(seen: Mapping[str, Any], service: Mapping[str, Any]) -> list[Chec
         return [unknown("P81", "/proc/self/uid_map cannot be read", Kind.OBSERVABILITY)]
     if uid_map == IDENTITY_MAP and ours is not False:
         return [passed("P81", observed=uid_map)]
-    # Both together is the case that was measured to answer 304; a mapping alone is every rootless container.
+    # Both together is the case that was measured to answer 304. A mapping alone is every rootless or unprivileged
+    # container: what it takes away (the group of a node) is met where the nodes are opened, so it is only a note.
     both = uid_map != IDENTITY_MAP and ours is False
     facts = {"uid_map": uid_map, "proc": "belongs to another pid namespace" if ours is False else "is this one's own"}
     return [
@@ -231,7 +236,7 @@ def _namespace(seen: Mapping[str, Any], service: Mapping[str, Any]) -> list[Chec
             facts,
             expected=IDENTITY_MAP,
             observed=uid_map,
-            severity=Severity.BLOCKER if both else None,
+            severity=Severity.BLOCKER if both else Severity.NOTE if ours else None,
             confidence=0.85 if both else None,
         )
     ]

@@ -68,7 +68,8 @@ def _library(env: Mapping[str, str], package: Mapping[str, Any]) -> list[Check]:
 def _visible(seen: Mapping[str, Any], env: Mapping[str, str]) -> list[Check]:
     checks = []
     container = env.get("NVIDIA_VISIBLE_DEVICES")
-    if container is not None and container.strip().lower() in CONTAINER_NONE:
+    # Where the device nodes are there all the same, nobody waits for a container runtime to add them.
+    if container is not None and container.strip().lower() in CONTAINER_NONE and not seen.get("control_node"):
         words = container or '""'
         checks.append(found("service.env.nvidia_visible_devices_none", {"value": words}, observed=container))
     visible = parse(env)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -120,6 +121,15 @@ def test_the_current_directory_leaves_sys_path(tmp_path: Path, monkeypatch: pyte
     assert sys.path == [elsewhere]
     assert "PYTEST_ADDOPTS" not in os.environ
     assert os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] == "1"
+
+
+def test_a_current_directory_that_is_gone_is_said_in_one_line(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    shell = 'mkdir "$1" && cd "$1" && rmdir "$1" && shift && exec "$@"'
+    command = [sys.executable, "-m", "pytest_gpudiscovery", "gate"]
+    done = subprocess.run(["sh", "-c", shell, "sh", str(gone), *command], capture_output=True, text=True, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (4, 1)
+    assert "the current directory is gone" in done.stderr
 
 
 def test_root_writes_no_reports_where_others_could_turn_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

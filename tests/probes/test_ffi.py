@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,6 +81,20 @@ def test_a_preloaded_library_stands_in_front_only_of_a_linked_caller(
 )
 def test_version_of(path: str | None, version: str | None) -> None:
     assert ffi.version_of(path) == version
+
+
+def test_a_file_that_is_mounted_under_its_soname_has_its_own_version(tmp_path: Path) -> None:
+    (tmp_path / "libcuda.so.580.159.04").touch()
+    soname = tmp_path / "libcuda.so.1"
+    soname.touch()
+    assert ffi.version_of(str(soname)) is None
+    code = f"from pytest_gpudiscovery.probes import ffi; print(ffi.version_of({str(soname)!r}))"
+    shell = 'mount --bind libcuda.so.580.159.04 libcuda.so.1 && exec "$@"'
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", shell, "sh", sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"no mount here: {done.stderr.strip()}")
+    assert done.stdout == "580.159.04\n"
 
 
 @settings(deadline=None)  # a loaded machine is no failure

@@ -95,7 +95,23 @@ def test_no_stat_line_raises(data: bytes) -> None:
     assert found is None or set(found) == {"comm", "state", "started", "ran", "kernel"}
 
 
-def stuck_host(ran: int = 22) -> RecordedView:
+def test_a_library_that_is_mounted_under_its_soname_has_the_version_of_its_file() -> None:
+    place = "/.singularity.d/libs"
+    mount = f"90 22 8:1 /usr/lib/libcuda.so.580.159.04 {place}/libcuda.so.1 ro,nosuid - ext4 /dev/sda1 rw\n"
+    entries = {
+        f"{place}/libcuda.so.1": hosts.file(size=96_000_000),
+        "/proc/self/mountinfo": hosts.file("22 1 0:21 / / rw - overlay overlay rw\n" + mount),
+    }
+    found = libraries.find(RecordedView(entries), "libcuda.so.1", {"LD_LIBRARY_PATH": place})
+    assert found is not None
+    assert found["version"] == "580.159.04"
+    entries["/proc/self/mountinfo"] = hosts.file("22 1 0:21 / / rw - overlay overlay rw\n")
+    found = libraries.find(RecordedView(entries), "libcuda.so.1", {"LD_LIBRARY_PATH": place})
+    assert found is not None
+    assert found["version"] is None
+
+
+def stuck_host(ran: int = 22, switches: int = 7) -> RecordedView:
     """Return a host on which one of two threads of process 4242 sleeps in D and holds the GPU's node."""
     stat = STAT.decode().replace(" 11 22 ", f" 11 {ran} ")
     asleep = stat.replace(") D ", ") S ")
@@ -105,6 +121,9 @@ def stuck_host(ran: int = 22) -> RecordedView:
         "/proc/4242/fd/4": {"type": "link", "target": "socket:[1]"},
         "/proc/4242/task/4242/stat": hosts.file(asleep),
         "/proc/4242/task/4243/stat": hosts.file(stat),
+        "/proc/4242/task/4243/status": hosts.file(
+            f"Name:\ta\nvoluntary_ctxt_switches:\t{switches}\nnonvoluntary_ctxt_switches:\t0\n"
+        ),
         "/proc/4242/task/4243/wchan": hosts.file("rwsem_down_read_slowpath"),
         "/proc/1/stat": hosts.file(stat),  # in D as well, but its open files are hidden
         "/proc/1/fd": {"type": "error", "errno": "EACCES"},
@@ -125,8 +144,9 @@ def test_a_stuck_thread_is_found_with_the_node_that_it_holds(monkeypatch: pytest
     assert answer["hidden"] == 1
 
 
-def test_a_thread_that_ran_meanwhile_is_not_stuck(monkeypatch: pytest.MonkeyPatch) -> None:
-    views = iter([stuck_host(22), stuck_host(23)])
+@pytest.mark.parametrize("later", [(23, 7), (22, 8)], ids=["used CPU time", "was switched to for less than a tick"])
+def test_a_thread_that_ran_meanwhile_is_not_stuck(monkeypatch: pytest.MonkeyPatch, later: tuple[int, int]) -> None:
+    views = iter([stuck_host(), stuck_host(*later)])
     looks: list[Any] = []
 
     def sleeping(view: Any, holders: Any) -> Any:

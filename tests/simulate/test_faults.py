@@ -26,6 +26,7 @@ VALUES = {
     "libcuda.lacks": "cuInit",
     "nvml.lacks": "nvmlInit_v2",
     "cudart.lacks": "cudaSetDevice",
+    "variant.driver.by_cache": "/etc",
 }
 MECHANISMS = {"answers", "library", "view", "environment", "preload"}
 

@@ -123,7 +123,8 @@ def test_no_gpu_at_all() -> None:
         ({}, "missing", None),  # a container that was given some of the GPUs
         ({}, "cgroup", None),
         ({}, "ok", "enumeration.only_in_sysfs"),
-        ({"minor": None}, "ok", "enumeration.only_in_sysfs"),  # the module does not know it
+        ({"minor": None}, "ok", None),  # bound, and taken out of /proc/driver/nvidia/gpus: a container
+        ({"minor": None, "driver": None}, "ok", "enumeration.only_in_sysfs"),  # no module knows it
     ],
 )
 def test_a_gpu_that_only_sysfs_shows(fields: dict[str, Any], state: str, expected: str | None) -> None:
@@ -179,6 +180,13 @@ def test_a_mig_instance_that_nvml_does_not_have() -> None:
     seen = mig_views()
     seen["driver"]["gpus"][0]["uuid"] = uuid(7)
     assert causes(judged(seen))["enumeration.uuid_differs"] == "failed"
+
+
+def test_instances_that_nvml_may_not_list_say_nothing_of_a_uuid() -> None:
+    seen = mig_views()
+    for gpu in seen["nvml"]["gpus"]:
+        gpu["instances"] = []
+    assert "enumeration.uuid_differs" not in causes(judged(seen))
 
 
 def test_further_gpus_in_mig_mode_are_not_missing() -> None:

@@ -309,6 +309,57 @@ def test_one_good_gpu_of_two_is_enough_for_the_nodes() -> None:
     assert len(said.facts["gpus"]) == 2
 
 
+CONTAINERS = ["/.dockerenv", "/run/.containerenv", "/run/secrets/kubernetes.io/token", "/run/systemd/container"]
+
+
+@pytest.mark.parametrize("mark", CONTAINERS)
+@pytest.mark.parametrize("who", people())
+def test_a_gpu_whose_node_a_container_was_not_given_is_no_fault(mark: str, who: str) -> None:
+    two = {**hosts.gpu(SECOND, 1, SECOND_UUID), "/dev/nvidia1": None}
+    changes = {path: entry for path, entry in two.items() if entry is not None}
+    said = conclude({**changes, mark: hosts.file()}, who)
+    assert (said.outcome, hosts.causes(said)) == (Outcome.PASSED, [])
+    assert [c.subject for c in said.checks if c.outcome is CheckOutcome.NOT_APPLICABLE] == [f"gpu:{SECOND}"]
+    assert said.facts["healed_by"] is None
+    assert hosts.causes(conclude(changes, USER)) == ["kernel.node.missing"]  # on the host itself it is one
+
+
+def test_a_gpu_that_was_given_to_a_virtual_machine_is_no_fault() -> None:
+    second = {path: entry for path, entry in hosts.gpu(SECOND, 1).items() if path.startswith("/sys")}
+    driver = f"/sys/bus/pci/devices/{SECOND}/driver"
+    for name, found in (("vfio-pci", []), ("nouveau", ["kernel.module.nouveau", "kernel.pci.unbound"])):
+        said = conclude({**second, driver: {"type": "link", "target": f"../../../bus/pci/drivers/{name}"}}, USER)
+        assert hosts.causes(said) == found
+        assert said.outcome is (Outcome.WARNED if found else Outcome.PASSED)
+
+
+RESET_DUE = "NVRM: Xid (PCI:0000:00:06): 154, GPU recovery action changed from 0x0 (None) to 0x1 (GPU Reset Required)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "uptime", "failed"),
+    [
+        ({}, 172_800, False),  # two days ago, and the GPU opens: it may have been reset
+        ({}, 7_300, True),  # two hours ago
+        ({"/dev/nvidia0": hosts.node(195, 0, open="EIO")}, 172_800, True),
+        ({"/dev/kmsg": hosts.kmsg("NVRM: Xid (PCI:0000:00:06): 95, pid=1, Uncontained", RESET_DUE)}, 172_800, True),
+    ],
+    ids=["long ago", "not so long ago", "does not open", "a reset is still due"],
+)
+def test_a_fatal_error_of_long_ago_is_left_to_the_driver(changes: dict[str, Any], uptime: int, failed: bool) -> None:
+    log = {"/dev/kmsg": hosts.kmsg("NVRM: Xid (PCI:0000:00:06): 95, pid=1, Uncontained"), **changes}
+    said = conclude({"/proc/uptime": hosts.file(f"{uptime}.00 1.0\n"), **log}, ROOT if os.geteuid() == 0 else USER)
+    assert ("kernel.xid.fatal" in hosts.causes(said, "failed")) is failed
+    assert ("kernel.xid.fatal" in hosts.causes(said, "warned")) is not failed
+
+
+def test_a_resume_with_preserved_memory_is_no_fault() -> None:
+    params = hosts.file("ModifyDeviceFiles: 1\nPreserveVideoMemoryAllocations: 1\n")
+    log = {"/dev/kmsg": hosts.kmsg("PM: suspend exit"), "/proc/driver/nvidia/params": params}
+    said = conclude(log, ROOT if os.geteuid() == 0 else USER)
+    assert (said.outcome, hosts.causes(said)) == (Outcome.PASSED, [])
+
+
 def test_a_container_without_devices_says_how_it_was_started() -> None:
     changes = {**dict.fromkeys(NODES), "/.dockerenv": hosts.file()}
     said = conclude(changes, USER, env={"NVIDIA_VISIBLE_DEVICES": "none"})

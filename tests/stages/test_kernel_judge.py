@@ -125,6 +125,14 @@ def test_a_stuck_process_warns_and_is_named(healthy: dict[str, ChildResult]) -> 
     assert said.facts["holders"][0]["pid"] == 7
 
 
+@pytest.mark.parametrize("wchan", ["folio_wait_bit_common", "rpc_wait_bit_killable", "io_schedule", "xfs_buf_lock"])
+def test_a_job_that_waits_for_its_data_is_not_stuck(healthy: dict[str, ChildResult], wchan: str) -> None:
+    task = {"pid": 7, "tid": 8, "comm": "python", "wchan": wchan, "nodes": ["/dev/nvidia0"], "started": 1}
+    answer = {"holders": [{"pid": 7, "comm": "python", "nodes": ["/dev/nvidia0"]}], "stuck": [task], "hidden": 0}
+    said = hosts.judged(SPEC, fakes.context(), {**healthy, "processes": fakes.result(answer=answer)})
+    assert (said.outcome, hosts.causes(said)) == (Outcome.PASSED, [])
+
+
 def test_tasks_in_state_d_that_hide_their_files_are_unknown(healthy: dict[str, ChildResult]) -> None:
     answer = {"holders": [], "stuck": [], "hidden": 2}
     said = hosts.judged(SPEC, fakes.context(), {**healthy, "processes": fakes.result(answer=answer)})

@@ -168,6 +168,7 @@ GPU_WELL: list[tuple[str, dict[str, Any]]] = [
     ("exclusive and free", {"compute_mode": 3}),
     ("exclusive, held by Ollama", {"compute_mode": 3, "processes": [{"pid": 9, "name": "ollama"}]}),
     ("exclusive, held by its runner", {"compute_mode": 3, "processes": [{"pid": 9, "name": "llama-server"}]}),
+    ("exclusive, held by MPS", {"compute_mode": 3, "processes": [{"pid": 9, "name": "nvidia-cuda-mps"}]}),
     ("a fabric that is well", {"fabric": {"state": 3, "status": 0, "health_mask": 0x1AA}}),
     ("a board outside of any fabric", {"fabric": {"state": 0, "status": 3, "health_mask": 0}}),
     ("MIG with an instance", {"mig_mode": [1, 1], "instances": [{"uuid": "MIG-" + UUID[4:]}]}),

@@ -158,7 +158,7 @@ def two_bases(prefix: Path) -> None:
 
 
 def old_runners(prefix: Path) -> None:
-    (prefix / "lib" / "ollama" / "runners").mkdir()
+    (prefix / "lib" / "ollama" / "runners" / "cuda_v11").mkdir(parents=True)
 
 
 def stray(prefix: Path) -> None:

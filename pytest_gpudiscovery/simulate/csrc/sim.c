@@ -300,9 +300,9 @@ const char *sim_own_version(void)
 
 int sim_version_matches_module(void)
 {
-    const char *module = sim_get("driver.module"), *own = sim_own_version();
+    const char *module = sim_get("driver.module"), *own = sim_own_version(), *compat = sim_get("driver.compat");
 
-    return !module || !*own || !strcmp(module, own);
+    return !module || !*own || !strcmp(module, own) || (compat && !strcmp(compat, own));
 }
 
 int sim_proc_is_another_namespaces(void)
