@@ -129,7 +129,7 @@ def _stages() -> int:
     print(f"{'stage':<16}{'after':<28}{'deadline':>9}  what it asserts")
     for spec in stages.table().values():
         after = ", ".join(spec.after) or "-"
-        limit = f"{spec.deadline_s:g} s" if spec.built else "later"
+        limit = f"{spec.deadline_s:g} s"
         rows = f" ({', '.join(spec.rows)})" if spec.rows else ""
         print(f"{spec.number:02d} {spec.name:<13}{after:<28}{limit:>9}  {spec.title}{rows}")
     return 0

@@ -30,7 +30,6 @@ from pytest_gpudiscovery.supervise.child import run as run_probe
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending, Probe
 
 AFTER_DEADLINE_S = 4.0  # evidence at most 3 s, SIGKILL and the bounded wait at most 1 s
-ORACLE_FREE = "runtime"  # the last stage that says something of the GPU without Ollama
 CANDIDATE_STAGE = "upgrade"  # only when a candidate was named
 ANY_PROFILE, PROFILE_STAGE = "any", "enumeration"
 OnStart = Callable[[StageSpec], None]
@@ -57,11 +56,6 @@ class Engine:
         last = self.stages[self.target].number
         self.selected = tuple(name for name, spec in self.stages.items() if spec.number <= last)
         self.required = self.ancestors(self.target)
-        if not self.stages[self.target].built and ORACLE_FREE in self.selected:
-            # Ollama's own answer would overrule what comes before it; while it cannot be asked, a driver that does
-            # not work blocks, and one that works is still no answer to what was asked.
-            wanted = {*self.required, *self.ancestors(ORACLE_FREE)}
-            self.required = tuple(name for name in self.stages if name in wanted)
         if context.profile.get("profile", ANY_PROFILE) != ANY_PROFILE and PROFILE_STAGE in self.selected:
             # Whoever says what this host must be wants that asserted, also where the target does not need it.
             wanted = {*self.required, *self.ancestors(PROFILE_STAGE)}
@@ -125,8 +119,6 @@ class Engine:
 
     def _decide(self, spec: StageSpec, on_start: OnStart | None) -> StageRecord:
         now = time.time()
-        if not spec.built:
-            return self._record(spec, Outcome.NOT_SELECTED, "not part of this version of the gate", now, 0.0)
         if (blocker := self._blocker(spec)) is not None:
             text = f"not reached: {blocker.name} {blocker.outcome.value}: {blocker.summary}"
             return self._record(spec, Outcome.NOT_REACHED, text, now, 0.0, blocked_by=blocker.name)

@@ -21,7 +21,7 @@ from pytest_gpudiscovery.engine import Engine
 from pytest_gpudiscovery.model import StageRecord, State, Verdict
 from pytest_gpudiscovery.options import UsageProblem
 from pytest_gpudiscovery.reports import verdict_json
-from pytest_gpudiscovery.stages.spec import RunContext, StageSpec
+from pytest_gpudiscovery.stages.spec import RunContext, StageSpec, deadline_of
 from pytest_gpudiscovery.verdict import conclude
 
 LEDGER = "run"  # the folder of the records in the run directory
@@ -184,7 +184,7 @@ class Run:
         lost = {name}
         for other, spec in self.stages.items():
             stuck = hung and spec.touches_driver and spec.number > self.stages[name].number
-            if other in self.engine.selected and spec.built and (stuck or lost.intersection(spec.after)):
+            if other in self.engine.selected and (stuck or lost.intersection(spec.after)):
                 lost.add(other)
         return tuple(other for other in self.stages if other in lost and other != name)
 
@@ -196,8 +196,8 @@ class Run:
         name = mark["stage"]
         if self.engine.ledger.read(name) is not None:
             return None  # it has ended, and the next one has not begun
-        default = self.stages[name].deadline_s * self.context.scale
-        return name, float(mark["started"]), self.context.deadlines.get(name, default)
+        prior = {other: record for other, record in self.engine.records().items() if other != name}
+        return name, float(mark["started"]), deadline_of(self.context, self.stages[name], prior)
 
     def _on_start(self, _: StageSpec) -> None:
         self.publish()

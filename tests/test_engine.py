@@ -139,14 +139,6 @@ def test_a_stage_that_checked_nothing_is_no_pass(tmp_path: Path) -> None:
     assert Engine(context(), str(tmp_path), table, Children()).ensure("kernel").outcome is Outcome.PROBE_ERROR
 
 
-def test_a_stage_of_a_later_version_has_no_answer(tmp_path: Path) -> None:
-    table = {**TABLE, "closure": stage(9, "closure", built=False)}
-    children = Children()
-    record = Engine(context(), str(tmp_path), table, children).ensure("closure")
-    assert record.outcome is Outcome.NOT_SELECTED
-    assert children.ran == []
-
-
 def test_the_deadline_of_a_stage_bounds_its_probes_together(tmp_path: Path) -> None:
     asked: list[float] = []
 
@@ -238,16 +230,6 @@ def test_a_run_directory_that_is_full_is_no_answer_and_no_traceback(
     record = gate.ensure("kernel")
     assert record.outcome is Outcome.PROBE_ERROR
     assert "No space left on device" in record.summary
-
-
-def test_while_ollama_cannot_be_asked_a_broken_driver_still_blocks(tmp_path: Path) -> None:
-    table = {
-        **TABLE,
-        "runtime": stage(8, "runtime", ("driver",)),
-        "serve": stage(13, "serve", ("package",), built=False),
-    }
-    assert "driver" in Engine(context(), str(tmp_path), table, Children()).required
-    assert "driver" not in Engine(context(target="closure"), str(tmp_path), table, Children()).required
 
 
 def turned(asked: list[str], *, directories: int, deadline_s: float) -> StageSpec:

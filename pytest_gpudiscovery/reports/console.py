@@ -141,8 +141,10 @@ class Console:
             write(laid_out(f"{duration:<11}  ", wording.one_line(text), self._width()) + "\n")
             for step in record.steps if self._steps else ():
                 took = f"{step.duration_s:9.3f} s" if step.duration_s is not None else "  not ended"
-                result = "" if step.result is None else f"  {step.result}"
-                write(f"   {wording.one_line(step.name):<40} {took}{wording.one_line(result)[:100]}\n")
+                result = "" if step.result is None else f" = {step.result}"
+                # The time first: a step's name may be a path of any length.
+                text = wording.one_line(step.name) + wording.one_line(result)[:100]
+                write(f"{took}  {folded(text, self._width(), STEP_COLUMN)}\n")
 
     def block(self, text: str) -> None:
         """Say what failed, in the shape that all reports share."""
@@ -192,6 +194,7 @@ class Console:
 
 
 COLUMN = 43  # where the text of a stage's line begins
+STEP_COLUMN = 13  # where the text of a step begins
 NARROW = 90  # columns; below, the text has lines of its own
 INDENT = 3
 
@@ -200,11 +203,17 @@ def laid_out(before: str, text: str, width: int | None) -> str:
     """Return the rest of a stage's line, BEFORE and TEXT, folded for a terminal of WIDTH columns."""
     if width is None or COLUMN + len(text) <= width:
         return (before + text).rstrip()
-    indent = COLUMN if width >= NARROW else INDENT
+    if width >= NARROW:
+        return before + folded(text, width, COLUMN)
+    return f"{before.rstrip()}\n{' ' * INDENT}{folded(text, width, INDENT)}"
+
+
+def folded(text: str, width: int | None, indent: int) -> str:
+    """Return TEXT folded for a terminal of WIDTH columns, its lines after the first one INDENT columns in."""
+    if width is None:
+        return text
     lines = textwrap.wrap(text, max(20, width - indent), break_on_hyphens=False)
-    if indent == COLUMN:
-        return before + ("\n" + " " * indent).join(lines)
-    return before.rstrip() + "".join(f"\n{' ' * indent}{line}" for line in lines)
+    return ("\n" + " " * indent).join(lines)
 
 
 _NOTHING_RAN = (Outcome.NOT_REACHED, Outcome.NOT_SELECTED)

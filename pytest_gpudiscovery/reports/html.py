@@ -15,10 +15,12 @@ from pytest_gpudiscovery.reports.html_story import Story, tell
 from pytest_gpudiscovery.reports.html_style import SCRIPT, STYLE, policy
 from pytest_gpudiscovery.reports.html_text import Html, Paper, el, join
 from pytest_gpudiscovery.reports.html_timeline import timeline
+from pytest_gpudiscovery.reports.html_upgrade import is_upgrade, upgrade
 
 NAME = "report.html"
 LINKS = (
     ("stages", "Stages"),
+    ("upgrade", "Upgrade"),
     ("timeline", "Timeline"),
     ("gpus", "GPUs"),
     ("libraries", "Libraries"),
@@ -60,6 +62,7 @@ def _body(verdict: Verdict, story: Story, paper: Paper) -> Html:
     found = first(verdict, story, paper)
     sections = {
         "stages": ladder(verdict, paper),
+        "upgrade": upgrade(verdict, paper),
         "timeline": timeline(verdict, paper),
         "gpus": gpus(verdict, paper),
         "libraries": libraries(verdict, paper),
@@ -99,7 +102,7 @@ def _context(verdict: Verdict, paper: Paper) -> Html:
     odd = [
         item for item in (*verdict.closures, *verdict.fatbins) if not isinstance(item, dict) or "directory" not in item
     ]
-    more = (("Libraries", odd), ("Comparison", verdict.comparison))
+    more = (("Libraries", odd), ("Comparison", None if is_upgrade(verdict.comparison) else verdict.comparison))
     return el(
         "section",
         el("h2", "Context", id="context"),
@@ -143,6 +146,9 @@ def _outline(title: str, value: object, paper: Paper) -> Html:
 
 def _footer(verdict: Verdict, paper: Paper) -> Html:
     tool = verdict.tool if isinstance(verdict.tool, dict) else {}
+    captured: tuple[str, ...] = ()
+    if any(isinstance(record.evidence, dict) and record.evidence for record in verdict.stages):
+        captured = (", what was captured of stuck probes in ", el("code", os.path.join("evidence", "")))
     return el(
         "footer",
         el(
@@ -154,8 +160,7 @@ def _footer(verdict: Verdict, paper: Paper) -> Html:
             paper.text(verdict.started, 60),
             f" · took {verdict.duration_s:.1f} s · everything shown here is in ",
             el("code", "verdict.json"),
-            ", what was captured of stuck probes in ",
-            el("code", os.path.join("evidence", "")),
+            *captured,
             " beside this file.",
         ),
     )

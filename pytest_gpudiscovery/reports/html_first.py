@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pytest_gpudiscovery.model import Verdict
+from pytest_gpudiscovery.model import State, Verdict
 from pytest_gpudiscovery.reports.html_marks import BAD, WARN, mark
 from pytest_gpudiscovery.reports.html_story import ACTIONS, Also, Fact, Story, label
 from pytest_gpudiscovery.reports.html_text import Html, Paper, el, join
@@ -13,9 +13,14 @@ VERSIONS = (
     ("driver", "Driver"),
     ("cuda_driver", "CUDA of the driver"),
     ("ollama", "Ollama"),
-    ("ollama_era", "Ollama era"),
 )
 HOST = (("kernel", "Kernel"), ("glibc", "glibc"), ("arch", "Machine"))
+MEANS = {
+    State.READY: "Every stage that was asked for has its answer, and none objects.",
+    State.DEGRADED: "The GPUs can be used. What is named here costs time, or may stop it later.",
+    State.BLOCKED: "The GPUs cannot be used as asked: a required stage did not pass.",
+    State.INCOMPLETE: "Nobody knows: a required stage has no answer. This is neither a pass nor a fault of the host.",
+}
 SIMULATED = "SIMULATED HOST: this says nothing about a real machine"
 
 
@@ -31,7 +36,9 @@ def _simulated(value: object) -> object:
     if not isinstance(value, dict):
         return value
     faults = value.get("faults")
-    words = {"host": value.get("host"), "faults": ", ".join(map(str, faults)) if isinstance(faults, list) else faults}
+    many = isinstance(faults, list) and len(faults) > 1
+    listed = ", ".join(map(str, faults)) if isinstance(faults, list) else faults
+    words = {"host": value.get("host"), "faults" if many else "fault": listed}
     return {key: item for key, item in words.items() if item}
 
 
@@ -43,6 +50,7 @@ def hero(verdict: Verdict, story: Story, paper: Paper) -> Html:
         "header",
         el("div", "GPU discovery on ", el("bdi", paper.text(host or "this host", 200)), class_="host"),
         el("h1", el("span", state, " ", class_="state"), el("bdi", paper.text(story.headline, 400))),
+        el("p", MEANS[verdict.verdict], class_="means"),
         class_="hero",
     )
 
@@ -55,7 +63,9 @@ def first(verdict: Verdict, story: Story, paper: Paper) -> Html:
         place = f"#stage-{list(verdict.stages).index(story.where) + 1}"
         link = el("p", el("a", "Everything about ", paper.text(label(story.where.name), 60), href=place))
     found = el("section", lead, class_="lead-facts", aria_label="What was found")
-    rest = el("section", more, _also(story.also, paper), link, class_="more-facts", aria_label="Why, and what else")
+    rest = el(
+        "section", more, _also(story.also, verdict, paper), link, class_="more-facts", aria_label="Why, and what else"
+    )
     both = el("div", el("div", found, rest, class_="side"), _next(story, paper), class_="first")
     return join((both, _versions(verdict, paper)))
 
@@ -93,14 +103,15 @@ def _next(story: Story, paper: Paper) -> Html:
     )
 
 
-def _also(also: tuple[Also, ...], paper: Paper) -> Html:
+def _also(also: tuple[Also, ...], verdict: Verdict, paper: Paper) -> Html:
     if not also:
         return Html("")
+    bad = "blocks too" if verdict.verdict is State.BLOCKED else "failed"
     kept, cut = paper.rows(also, 6)
     items = [
         el(
             "li",
-            mark(BAD, "blocks too") if item.blocks else mark(WARN, "warning"),
+            mark(BAD, bad) if item.blocks else mark(WARN, "warning"),
             " ",
             paper.text(label(item.stage), 60),
             ": ",
@@ -125,9 +136,7 @@ def _known(values: object, names: tuple[tuple[str, str], ...], paper: Paper) -> 
     known = values if isinstance(values, Mapping) else {}
     required = names is VERSIONS
     return [
-        _pair(title, _version(known.get(key)), paper)
-        for key, title in names
-        if known.get(key) is not None or (required and key != "ollama_era")
+        _pair(title, _version(known.get(key)), paper) for key, title in names if known.get(key) is not None or required
     ]
 
 

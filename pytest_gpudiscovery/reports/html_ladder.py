@@ -5,7 +5,7 @@ from __future__ import annotations
 from pytest_gpudiscovery.model import Outcome, StageRecord, Verdict
 from pytest_gpudiscovery.reports import wording
 from pytest_gpudiscovery.reports.html_marks import BAD, WARN, stage_edge, stage_mark
-from pytest_gpudiscovery.reports.html_story import is_later, label
+from pytest_gpudiscovery.reports.html_story import label
 from pytest_gpudiscovery.reports.html_text import Html, Paper, el, join
 from pytest_gpudiscovery.reports.html_values import finite, seconds
 
@@ -38,12 +38,9 @@ def detailed(record: StageRecord) -> bool:
 
 
 def _row(index: int, record: StageRecord, paper: Paper) -> Html:
-    later = is_later(record)
     name: Html = paper.text(label(record.name), 60)
     if detailed(record):
         name = el("a", name, href=f"#stage-{index}")
-    if later:
-        return el("li", el("span", name), " ", el("span", stage_mark(record), class_="saw"), class_="later")
     return el(
         "li",
         el("b", name),
@@ -60,7 +57,8 @@ def _row(index: int, record: StageRecord, paper: Paper) -> Html:
 def _saw(record: StageRecord, paper: Paper) -> Html:
     if record.outcome is Outcome.NOT_REACHED and record.blocked_by:
         return join(("because of ", paper.text(label(record.blocked_by), 60)))
-    note = "" if record.required else " (not required)"
+    # Why a red row does not block; beside a green one it would only be noise.
+    note = " (not required)" if record.outcome.blocks and not record.required else ""
     return join((paper.text(record.summary, 400), note))
 
 

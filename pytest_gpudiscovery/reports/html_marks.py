@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from pytest_gpudiscovery.model import CheckOutcome, Outcome, StageRecord
 from pytest_gpudiscovery.reports import wording
-from pytest_gpudiscovery.reports.html_story import NOT_PART, is_later
 from pytest_gpudiscovery.reports.html_text import Html, el
 
 BAD, WARN, OPEN, PASSED, NONE = "bad", "warn", "open", "passed", "none"  # classes of html_style
@@ -35,6 +34,8 @@ CHECK_TONES: Mapping[CheckOutcome, str] = {
 
 def tone(record: StageRecord) -> str:
     """Return the tone of a stage."""
+    if record.outcome is Outcome.NOT_SELECTED and record.required:
+        return OPEN  # nobody asked, and the verdict needs the answer
     return STAGE_TONES[record.outcome]
 
 
@@ -55,7 +56,7 @@ def mark_of(record: StageRecord) -> str:
 
 def stage_mark(record: StageRecord) -> Html:
     """Return the symbol and the word of a stage's outcome."""
-    return mark(tone(record), NOT_PART if is_later(record) else wording.words(record.outcome), mark_of(record))
+    return mark(tone(record), wording.words(record.outcome), mark_of(record))
 
 
 def check_mark(outcome: CheckOutcome) -> Html:

@@ -12,8 +12,6 @@ from pytest_gpudiscovery.reports import wording
 from pytest_gpudiscovery.reports.html_values import clock, finite, seconds
 
 NUMBERS: Mapping[str, int] = {name: index for index, name in enumerate(stages.NAMES, 1)}
-LATER = frozenset(spec.name for spec in stages.LATER)
-NOT_PART = "not part of this version"
 COMPLAINTS = (Outcome.WARNED, Outcome.PROBE_ERROR, Outcome.INTERRUPTED, Outcome.NOT_REACHED)
 PASSED = (Outcome.PASSED, Outcome.WARNED)
 # The letters of /proc/PID/stat, as blocked_in ends with one; man 5 proc
@@ -48,7 +46,7 @@ class Fact:
 
 @dataclass(frozen=True)
 class Also:
-    """Something else that was found: an independent blocker or a warning."""
+    """Something else that was found: an independent blocker or a warning; `summary` names what it is about."""
 
     stage: str
     subject: str
@@ -72,11 +70,6 @@ class Story:
 def label(name: str) -> str:
     """Return "06 driver"; the name alone for a stage that another plugin added."""
     return wording.label(NUMBERS[name], name) if name in NUMBERS else name
-
-
-def is_later(record: StageRecord) -> bool:
-    """Whether RECORD stands for a stage that the contract names and this version lacks."""
-    return record.outcome is Outcome.NOT_SELECTED and (record.name in LATER or record.summary.startswith(NOT_PART))
 
 
 def tell(verdict: Verdict) -> Story:
@@ -112,7 +105,9 @@ def _not_checked(verdict: Verdict) -> Iterator[Fact]:
     """What a green does not say: the stages that nobody asked for."""
     names = [label(record.name) for record in verdict.stages if record.outcome is Outcome.NOT_SELECTED]
     if names:
-        yield Fact("Not checked", ", ".join(names), note="Nothing is said about these.")
+        yield Fact(
+            "Not checked", ", ".join(names), note=f"Nothing is said about {'it' if len(names) == 1 else 'these'}."
+        )
 
 
 def _target(verdict: Verdict) -> str:
@@ -164,25 +159,11 @@ def _unanswered(verdict: Verdict, record: StageRecord) -> Story:
     story = _at(verdict, record, wording.worst(record)[1] or _first_finding(record))
     if story.command:
         return story
-    built = stages.BUILT[-1]
-    if is_later(record):
-        facts = (
-            Fact("Because", f"this version checks the stages up to {label(built)}; of later ones nothing is known"),
-            Fact("So far", _passed(verdict)),
-        )
-        return Story(
-            record,
-            f"at {label(record.name)}: {NOT_PART}",
-            facts,
-            f"pytest --gpu-discovery --gpu-until {built}",
-            Action.SAFE,
-            story.also,
-        )
     if record.outcome is Outcome.PROBE_ERROR:
         command = f"gpu-discovery gate --gpu-until {record.name} -v"
     else:
         until = verdict.selection.get("until") if isinstance(verdict.selection, dict) else None
-        command = f"pytest --gpu-discovery --gpu-until {until if until in NUMBERS else built}"
+        command = f"pytest --gpu-discovery --gpu-until {until if until in NUMBERS else record.name}"
     known = record.name in NUMBERS  # a name from elsewhere has no place in a command
     return Story(record, story.headline, story.facts, command if known else "", Action.SAFE, story.also)
 
@@ -193,12 +174,16 @@ def _at(verdict: Verdict, record: StageRecord, finding: Finding | None) -> Story
         check = next((check for check, found in record.findings if found is finding), None)
     hung = record.outcome in wording.HUNG
     said = record.summary or wording.words(record.outcome)
-    if not record.outcome.blocks and record.outcome is not Outcome.WARNED:
+    if not record.outcome.blocks and record.outcome not in (Outcome.WARNED, Outcome.NOT_SELECTED):
         said = f"{wording.words(record.outcome)}: {said}"
     facts = [*_stuck(record), *_when(record)]
+    if check is not None:
+        about = wording.about(check, said)
+        facts += [Fact("About", about)] if about else []
     if check is not None and not hung:
         facts += [Fact("Expected", check.expected, True)] if check.expected is not None else []
-        facts += [Fact("Seen", check.observed, True)] if check.observed is not None else []
+        seen = wording.seen(check, said)
+        facts += [Fact("Seen", seen, True)] if seen is not None else []
     if finding is not None and finding is not own and finding.summary != record.summary:
         facts.append(Fact("Cause", finding.summary))
     if finding is not None and finding.detail:
@@ -228,7 +213,9 @@ def _stuck(record: StageRecord) -> Iterator[Fact]:
     if so_far:
         yield Fact("So far", so_far, lead=False)
     step = wording.open_step(record)
-    if step is not None and not record.outcome.lets_others_run:
+    if step is not None and step.duration_s is not None:
+        yield Fact("Last step", f"{step.name}: no answer in {seconds(step.duration_s)}")
+    elif step is not None and not record.outcome.lets_others_run:
         began = clock((finite(record.started) or 0) + (finite(step.started) or 0), date=False)
         before = finite(wording.before_deadline(record, step)) if record.outcome in wording.HUNG else None
         text = f" {seconds(before)} before the deadline" if before is not None and before >= 0 else ""
@@ -240,7 +227,7 @@ def blocked_in(record: StageRecord) -> str:
     places: list[object] = [found.evidence for _, found in record.findings]
     places += record.evidence.values() if isinstance(record.evidence, dict) else []
     for place in places:
-        text = place.get("blocked_in") if isinstance(place, dict) else None
+        text = wording.place(place)
         if isinstance(text, str) and text and text != "unknown":
             return text
     return ""
@@ -286,5 +273,5 @@ def _also(verdict: Verdict, told: Finding | None) -> tuple[Also, ...]:
                 continue
             seen.add((finding.cause, finding.summary))
             blocks = check.outcome is CheckOutcome.FAILED and check.kind is Kind.BLOCKING
-            rows.append(Also(record.name, check.subject, finding.summary, blocks, finding))
+            rows.append(Also(record.name, check.subject, wording.named(check, finding), blocks, finding))
     return tuple(sorted(rows, key=lambda row: not row.blocks))

@@ -37,7 +37,7 @@ font-weight:700;padding:8px 20px}
 .hero{color:#fff;padding:20px;margin:0}.hero>*{max-width:1180px;margin:0 auto;display:block}
 .hero h1{font-size:1.35rem;font-weight:500}
 .state{display:block;font-size:2.7rem;font-weight:800;letter-spacing:.02em;line-height:1.1}
-.host{font-size:1rem;margin-bottom:6px}
+.host{font-size:1rem;margin-bottom:6px}.hero .means{margin-top:6px;font-size:.98rem}
 .blocked .hero{background:#b3261e}.degraded .hero{background:#8a5600}.incomplete .hero{background:#464a96}
 .ready .hero{background:#17662d}
 .first{display:grid;grid-template-columns:minmax(0,3fr) minmax(0,2fr);gap:16px 26px;padding-top:18px;align-items:start}
@@ -72,7 +72,6 @@ border-bottom:1px solid var(--line);border-left:5px solid transparent;align-item
 .ladder .edge-bad,details.edge-bad,.finding.edge-bad{border-left-color:var(--bad)}
 .ladder .edge-warn,details.edge-warn,.finding.edge-warn{border-left-color:var(--warn)}
 .ladder .edge-open,details.edge-open,.finding.edge-open{border-left-color:var(--open)}
-.ladder .later{color:var(--soft);padding-top:3px;padding-bottom:3px;font-size:.92rem}
 .ladder b{font-weight:600}.time{font-size:.9rem;color:var(--soft)}
 svg{display:block;width:100%;overflow:hidden}svg text{fill:var(--ink);font-size:13px}
 svg .axis{fill:var(--soft);font-size:12px}
@@ -109,7 +108,6 @@ header,main,footer,.simulated,.hero{padding-left:14px;padding-right:14px}
 .side{display:contents}.lead-facts{order:1}.next{order:2}.more-facts{order:3}
 .first dl{grid-template-columns:minmax(0,1fr);gap:0}.first dd{margin-bottom:8px}
 .ladder li{grid-template-columns:minmax(0,1fr) auto;gap:2px 10px}.ladder .saw,.ladder .time{grid-column:1/-1}
-.ladder .later .saw{grid-column:auto}
 table,caption,tbody,tr,td,th{display:block;width:auto}thead{position:absolute;left:-9999px}
 tr{border-bottom:1px solid var(--line);padding:7px 0}td,th{border:0;padding:1px 0}
 td[data-label]::before{content:attr(data-label) ": ";color:var(--soft)}td.empty{display:none}

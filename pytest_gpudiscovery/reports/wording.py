@@ -15,6 +15,7 @@ INDENT = "   "
 OLLAMA_GIVES_UP = '"failed to finish discovery before timeout"'  # discover/runner.go, logged at its 30 s
 NOT_OLLAMA = "gate"  # family of causes that lie in the gate's own look
 HUNG = (Outcome.TIMED_OUT, Outcome.UNKILLABLE)
+GAVE_UP = "timeout"  # result of a step that asked a program for an answer until its time was up
 VALUE_LIMIT = 160  # characters of an observed or expected value in the block; verdict.json has all of it
 LINE_LIMIT = 4_000  # characters of one line of ours, whatever a log or a path holds
 
@@ -37,6 +38,7 @@ def failure_block(record: StageRecord, numbers: Mapping[str, int], explains: Seq
     check, finding = worst(record)
     hung = record.outcome in HUNG
     rows = [
+        ("about", about(check, record.summary) if check else ""),
         ("blocked in", _blocked_in(record, finding)),
         ("so far", activity(record, finding)),
         ("goroutine", _goroutine(finding)),
@@ -44,9 +46,9 @@ def failure_block(record: StageRecord, numbers: Mapping[str, int], explains: Seq
         ("kernel log", _kernel_log(record, finding) if hung else ""),
         ("last step", _last_step(record)),
         ("expected", _value(check.expected) if check and not hung else ""),
-        ("seen", _value(check.observed) if check and not hung else ""),
-        ("because", finding.detail if finding and not hung else ""),
-        ("also", "; ".join(other.summary for _, other in _failed(record) if other is not finding)),
+        ("seen", _value(seen(check, record.summary)) if check and not hung else ""),
+        ("because", finding.detail if finding and (not hung or open_step(record) is None) else ""),
+        ("also", "; ".join(named(other, said) for other, said in _failed(record) if said is not finding)),
         ("explains", _explains(explains, numbers)),
         ("Ollama", ollama_says(record, finding)),
         ("next", f"{finding.next}   ({finding.action.value})" if finding and finding.next else ""),
@@ -54,6 +56,25 @@ def failure_block(record: StageRecord, numbers: Mapping[str, int], explains: Seq
     lines = [f"{label(numbers.get(record.name, 0), record.name)}: {one_line(record.summary)}"]
     lines += [f"{INDENT}{name:<10}: {one_line(text)}" for name, text in rows if text]
     return "\n".join(lines)
+
+
+def about(check: Check, said: str) -> str:
+    """Return the GPU directory or the GPU that CHECK is about, "" where SAID names it or it is about the host."""
+    kind, found, name = check.subject.partition(":")
+    return one_line(name) if found and kind in ("dir", "gpu") and name not in said else ""
+
+
+def named(check: Check, finding: Finding) -> str:
+    """Return what was found, after the GPU directory or the GPU that it is about."""
+    where = about(check, finding.summary)
+    return f"{where}: {finding.summary}" if where else finding.summary
+
+
+def seen(check: Check, said: str) -> Any:
+    """Return what CHECK saw, "nothing" for what is empty, None where that is what was SAID already."""
+    if check.observed in ([], (), {}):
+        return "nothing"
+    return None if check.observed == said else check.observed
 
 
 def one_line(text: str) -> str:
@@ -79,7 +100,7 @@ def _failed(record: StageRecord) -> list[tuple[Check, Finding]]:
 
 
 def _blocked_in(record: StageRecord, finding: Finding | None) -> str:
-    said = (place.get("blocked_in") for place in _places(record, finding))
+    said = (place(one) for one in _places(record, finding))
     return _value(next((text for text in said if text and text != "unknown"), None))
 
 
@@ -130,18 +151,30 @@ def _goroutine(finding: Finding | None) -> str:
     return _value(seen.get("told")) if isinstance(seen, dict) else ""
 
 
+def place(evidence: Any) -> Any:
+    """Return where EVIDENCE of a probe (`blocked_in`), or of a program that a probe started (`stuck`), was caught."""
+    return (evidence.get("blocked_in") or evidence.get("stuck")) if isinstance(evidence, dict) else None
+
+
 def _last_step(record: StageRecord) -> str:
     step = open_step(record)
     if step is None or record.outcome.lets_others_run:
         return ""
+    if step.duration_s is not None:
+        return f"{step.name}: no answer in {step.duration_s:.1f} s"
     if record.outcome in HUNG:
         return f"{step.name}, started {before_deadline(record, step):.1f} s before the deadline"
     return f"{step.name}, started {step.started:.1f} s after the stage"
 
 
 def open_step(record: StageRecord) -> Step | None:
-    """Return the innermost step that had not ended, None when all had; of several probes, the first one's."""
+    """Return the innermost step that had not ended, None when all had; of several probes, the first one's.
+
+    Where a probe gave up on a program that it had started, the step has an end, and the result GAVE_UP.
+    """
     stuck = [step for step in record.steps if step.duration_s is None]
+    if record.outcome in HUNG and not stuck:
+        stuck = [step for step in record.steps if step.result == GAVE_UP]
     first = [step for step in stuck if _probe_of(step) == _probe_of(stuck[0])]
     return first[-1] if first else None
 
@@ -243,7 +276,8 @@ def _missing(verdict: Verdict, numbers: Mapping[str, int]) -> str:
         if not record.required:
             continue
         if not record.outcome.lets_others_run:
-            return f" at {label(numbers.get(record.name, 0), record.name)}: {words(record.outcome)}, {record.summary}"
+            began = "" if record.outcome is Outcome.NOT_SELECTED else f"{words(record.outcome)}, "
+            return f" at {label(numbers.get(record.name, 0), record.name)}: {began}{record.summary}"
         for check in record.checks:
             if check.outcome is CheckOutcome.UNKNOWN and check.kind is Kind.BLOCKING:
                 where = label(numbers.get(record.name, 0), record.name)

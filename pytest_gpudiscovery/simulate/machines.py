@@ -266,6 +266,7 @@ HOSTS: dict[str, Host] = {
         Host("h100-ollama", "one H100 with Ollama 0.16.3 (runner, libggml of Ollama's own)", lambda: release_b(h100())),
         Host("h100-ollama-c", "one H100 with Ollama 0.32.15 (llama-server, llama.cpp's libggml)", _server),
         Host("h100x2-ollama", "two H100 with Ollama 0.16.3", lambda: release_b(several(2))),
+        Host("h100x8-ollama", "eight H100 with NVLink on and Ollama 0.16.3", lambda: release_b(_fabric())),
         Host("no-driver", "an H100 on the bus, no NVIDIA kernel module, no user space", no_driver),
         Host("none", "no NVIDIA GPU, no driver, no CUDA library", none),
     )

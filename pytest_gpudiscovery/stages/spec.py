@@ -104,7 +104,6 @@ class StageSpec:
     hang_causes: Mapping[str, str] = field(default_factory=dict)  # prefix of the open step -> cause id; "" is the rest
     crash_causes: Mapping[str, str] = field(default_factory=dict)  # likewise, for a child that a signal or exit() ended
     optional: frozenset[str] = frozenset()  # probes whose ending the judgement handles itself (second witnesses)
-    built: bool = True  # False: named in the contract, not part of this version
     # How many times `deadline_s` the stage may take: one for each GPU directory, for the stages that take them in turn.
     turns: Callable[[RunContext, Mapping[str, StageRecord]], int] | None = None
 

@@ -2,8 +2,8 @@
 
 The eight stages have the names, numbers and order of the real ones; what each does comes from the variable
 FAKE_STAGES ("driver=hang kernel=warn"), and each start of a probe is a line in the file FAKE_LOG. FAKE_CRASH names a
-stage: the first pytest-xdist worker that comes to it is killed. FAKE_LATER names stages to add as those of a later
-version, FAKE_FULL makes the reports' disk full ("end": only when the last stage has run).
+stage: the first pytest-xdist worker that comes to it is killed. FAKE_MORE names more
+stages, FAKE_FULL makes the reports' disk full ("end": only when the last stage has run).
 """
 
 from __future__ import annotations
@@ -119,8 +119,7 @@ if "FAKE_FULL" in os.environ:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), directory)
 
     vars(verdict_json)["write"] = _full
-WANTED = os.environ.get("FAKE_LATER", "").split()
-LATER = [dataclasses.replace(stages.table()[name], built=False) for name in WANTED]
+MORE = {name: stage(stages.NAMES.index(name) + 1, name, ()) for name in os.environ.get("FAKE_MORE", "").split()}
 if __name__ == "fakegate":  # as the plugin; a test module that imports from here keeps the real table
-    vars(stages)["table"] = lambda: {**TABLE, **{spec.name: spec for spec in LATER}}
+    vars(stages)["table"] = lambda: {**TABLE, **MORE}
 vars(pytest_gpudiscovery.run)["Engine"] = functools.partial(Engine, supervise=supervise)

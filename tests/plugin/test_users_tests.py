@@ -76,9 +76,9 @@ def test_on_a_broken_host(users: Runner, workers: tuple[str, ...]) -> None:
         "-rA",
         "--gpu-until=runtime",
         *workers,
-        stages="driver=fail",
+        stages="driver=fail closure=hang",
         plugins=plugins,
-        env={"FAKE_LATER": "closure"},
+        env={"FAKE_MORE": "closure"},
     )
     found = outcomes(ended.out)
     assert {name for name, word in found.items() if word != "PASSED"} == {*NEEDS_DRIVER, "test_closure"}

@@ -77,9 +77,24 @@ def hostile(text: str = EVIL) -> Verdict:
         gpus=({"pci": text, "uuid": text, "mig": text, "views": views}, {"pci": text, "views": {}}),
         closures=({text: text}, _closure(text)),
         fatbins=(text, _fatbin(text)),
-        comparison={text: text},
+        comparison=_comparison(text),
         notes=(text,),
     )
+
+
+def _comparison(text: str) -> dict[str, object]:
+    side = {"version": text, "gpus": [{"name": text, "pci": text}], "directories": [text], "cause": text}
+    side |= {"seconds": text, "warnings": [text], "stale": [text]}
+    place = {"path": text, "rule": text}
+    return {
+        "installed": {**side, "gpus": text},
+        "candidate": side,
+        "in_place": side,
+        "sentence": text,
+        "architectures": {"installed": {text: [text]}, "candidate": {text: text, "x": [text]}},
+        "closures": [{"directory": text, "name": text, "installed": place, "candidate": text}],
+        text: text,
+    }
 
 
 def _closure(text: str) -> dict[str, object]:

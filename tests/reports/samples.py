@@ -10,8 +10,8 @@ from pytest_gpudiscovery.stages.spec import found, passed, unknown
 from tests.reports.hostile import hostile
 from tests.reports.parts import (
     CUINIT,
-    LACKING,
     NAME,
+    UNASKED,
     driver_passed,
     early,
     gpu,
@@ -103,7 +103,7 @@ def eight_gpus() -> Verdict:
 
 
 def incomplete() -> Verdict:
-    """A run without --gpu-until: the stages that this version lacks are required and have no answer."""
+    """A run whose time was up before the stages that it was asked for."""
     selection = {"paths": [], "whole": True, "narrowed": False, "until": "upgrade", "required": list(stages.NAMES)}
     return verdict(State.INCOMPLETE, [*early(), driver_passed(), *late(), *later(True)], selection=selection)
 
@@ -158,8 +158,8 @@ def begun() -> Verdict:
     """What is written before the first probe."""
     records = [
         record(name, Outcome.NOT_SELECTED, "nothing asked for it", 0.0, started=0.0)
-        for name in stages.BUILT
-        if name not in ("closure", "load", "backend", *LACKING)
+        for name in stages.NAMES
+        if name not in ("closure", "load", "backend", *UNASKED)
     ]
     return verdict(State.INCOMPLETE, [*records, *later()], gpus=(), host={}, versions={}, context={}, profile={})
 
