@@ -86,7 +86,8 @@ class Finish:
         self._run, self._settings, self._choice = run, settings, choice
         self._console, self._sigterm, self._further = console, sigterm, further
         self._failed: list[tuple[str, str | None]] = []
-        self._written = self._was_interrupted = False
+        self._was_interrupted = False
+        self._written: list[str] = []  # names of the files in the report directory that a person opens
         self.verdict: Verdict | None = None
 
     def failed(self, nodeid: str, stage: str | None) -> None:
@@ -122,7 +123,7 @@ class Finish:
         directory = self._settings.report
         try:
             self._run.close(verdict)
-            self._written = True
+            self._written.append(verdict_json.NAME)
         except OSError as error:
             where = os.path.join(directory, verdict_json.NAME)
             older = "; the one there is of an earlier moment of this run" if self._run.stands() else ""
@@ -130,7 +131,8 @@ class Finish:
         if self._written:
             for name in DERIVED:
                 module = importlib.import_module(f"pytest_gpudiscovery.reports.{name}")
-                self._derive(Further(name, directory, functools.partial(module.write, directory)), verdict)
+                if self._derive(Further(name, directory, functools.partial(module.write, directory)), verdict):
+                    self._written += [module.NAME] if name == "html" else []
         for further in self._further:
             self._derive(further, verdict)
         if self._settings.bundle is not None:
@@ -145,12 +147,14 @@ class Finish:
         refused = "the run was interrupted" if self._was_interrupted else refused
         bundle_cli.make(self._settings.report, self._settings.bundle or "", verdict, refused=refused)
 
-    def _derive(self, report: Further, verdict: Verdict) -> None:
+    def _derive(self, report: Further, verdict: Verdict) -> bool:
         try:
             report.write(verdict)
+            return True
         except Exception as error:
             # Also a defect of ours: the verdict is written, and its exit code must still be given.
             self._console.note(f"{report.where}: the {report.name} report could not be written: {error}")
+            return False
 
     def _interrupted(self) -> None:
         self._was_interrupted = True
@@ -194,4 +198,5 @@ class Finish:
         if os.environ.get(github.ON) == "true":
             for line in github.commands(verdict):
                 console.raw(line)
-        console.last(verdict, code, os.path.join(self._settings.report, verdict_json.NAME) if self._written else None)
+        written = os.path.join(self._settings.report, ", ".join(reversed(self._written))) if self._written else None
+        console.last(verdict, code, written)

@@ -149,7 +149,11 @@ class Console:
     def block(self, text: str) -> None:
         """Say what failed, in the shape that all reports share."""
         self._line("")
-        self._line(text)
+        for line in text.split("\n"):
+            # A command stays whole, to be copied; so does all of a log.
+            stays = line.startswith(f"{wording.INDENT}next ")
+            head, rest = line[:BLOCK_COLUMN], line[BLOCK_COLUMN:]
+            self._line(line if stays else head + folded(rest, self._width(), BLOCK_COLUMN))
 
     def raw(self, text: str) -> None:
         """Say a line that a CI system reads, as it is."""
@@ -195,6 +199,7 @@ class Console:
 
 COLUMN = 43  # where the text of a stage's line begins
 STEP_COLUMN = 13  # where the text of a step begins
+BLOCK_COLUMN = 15  # where the text of a line of the failure block begins
 NARROW = 90  # columns; below, the text has lines of its own
 INDENT = 3
 
@@ -212,7 +217,8 @@ def folded(text: str, width: int | None, indent: int) -> str:
     """Return TEXT folded for a terminal of WIDTH columns, its lines after the first one INDENT columns in."""
     if width is None:
         return text
-    lines = textwrap.wrap(text, max(20, width - indent), break_on_hyphens=False)
+    # A path is not broken: the terminal does that, and gives it back whole when it is copied.
+    lines = textwrap.wrap(text, max(20, width - indent), break_on_hyphens=False, break_long_words=False)
     return ("\n" + " " * indent).join(lines)
 
 

@@ -27,11 +27,11 @@ LEVELS = {State.BLOCKED: "error", State.INCOMPLETE: "error", State.DEGRADED: "wa
 def commands(verdict: Verdict) -> Iterator[str]:
     """Yield workflow commands: what keeps the host from being ready, then its warnings; none for a plain ready."""
     word = ("SIMULATED " if verdict.simulated is not None else "") + verdict.verdict.value.upper()
-    said = 0
+    said, roots = 0, {blocker.stage for blocker in verdict.blockers}
     for record in verdict.stages:
         if said < MOST and (record.outcome.blocks or record.outcome is Outcome.PROBE_ERROR):
             said += 1
-            level = "error" if record.required else "warning"
+            level = "error" if record.required or record.name in roots else "warning"
             yield _command(level, f"{word}: {label(record.name)}", _block(record, verdict))
     if not said and verdict.verdict in LEVELS:
         said = 1

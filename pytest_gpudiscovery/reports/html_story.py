@@ -181,8 +181,8 @@ def _at(verdict: Verdict, record: StageRecord, finding: Finding | None) -> Story
         about = wording.about(check, said)
         facts += [Fact("About", about)] if about else []
     if check is not None and not hung:
-        facts += [Fact("Expected", check.expected, True)] if check.expected is not None else []
-        seen = wording.seen(check, said)
+        expected, seen = wording.expected(check, said), wording.seen(check, said)
+        facts += [Fact("Expected", expected, True)] if expected is not None else []
         facts += [Fact("Seen", seen, True)] if seen is not None else []
     if finding is not None and finding is not own and finding.summary != record.summary:
         facts.append(Fact("Cause", finding.summary))

@@ -45,7 +45,7 @@ def failure_block(record: StageRecord, numbers: Mapping[str, int], explains: Seq
         ("GPU users", _users(record, finding) if hung else ""),
         ("kernel log", _kernel_log(record, finding) if hung else ""),
         ("last step", _last_step(record)),
-        ("expected", _value(check.expected) if check and not hung else ""),
+        ("expected", _value(expected(check, record.summary)) if check and not hung else ""),
         ("seen", _value(seen(check, record.summary)) if check and not hung else ""),
         ("because", finding.detail if finding and (not hung or open_step(record) is None) else ""),
         ("also", "; ".join(named(other, said) for other, said in _failed(record) if said is not finding)),
@@ -75,6 +75,11 @@ def seen(check: Check, said: str) -> Any:
     if check.observed in ([], (), {}):
         return "nothing"
     return None if check.observed == said else check.observed
+
+
+def expected(check: Check, said: str) -> Any:
+    """Return what CHECK expected, None where what it saw is the whole of what was SAID: "loads" would add nothing."""
+    return None if check.observed == said else check.expected
 
 
 def one_line(text: str) -> str:
