@@ -22,7 +22,12 @@ USAGE = 4
 EXPLAIN = "explain what an Ollama log says about GPU discovery"
 BUNDLE = "pack a report directory, redacted: to send to somebody who helps"
 # Plugins that the gate uses when they are installed, and the option that asks for each; None: always.
-PLUGINS = (("pytest_timeout", None), ("allure_pytest.plugin", "alluredir"), ("pytest_html.plugin", "html"))
+PLUGINS = (
+    ("pytest_timeout", None),
+    ("allure_pytest.plugin", "alluredir"),
+    ("pytest_metadata.plugin", "html"),  # pytest-html depends on it
+    ("pytest_html.plugin", "html"),
+)
 
 
 class _Parser(argparse.ArgumentParser):

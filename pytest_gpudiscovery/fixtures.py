@@ -253,7 +253,7 @@ class StageUnderTest:
             _fail(self.record, self._run)
         if any(check.outcome in _ANSWERS for check in checks):
             return
-        pytest.skip(f"{', '.join(rows)}: {_why(checks)}" if checks else f"{', '.join(rows)}: {self._no_answer()}")
+        pytest.skip(wording.one_line(f"{', '.join(rows)}: {_why(checks) if checks else self._no_answer()}"))
 
     def _no_answer(self) -> str:
         if self.record.outcome.lets_others_run:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from pytest_gpudiscovery import adapters, attempts, collection, fixtures, options, start
+from pytest_gpudiscovery import adapters, attempts, collection, fixtures, options, places, start
 from pytest_gpudiscovery import context as contexts
 from pytest_gpudiscovery.engine import AFTER_DEADLINE_S
 from pytest_gpudiscovery.finish import Finish, Selection
@@ -108,6 +108,8 @@ class Gate:
         sigterm = Sigterm()
         further = adapters.further(config, self.choice)
         self._finish = finish = Finish(self.run, settings, self.choice, console, sigterm, further)
+        if self.choice.ours:
+            config.pluginmanager.register(places.Guard(config, console.note), "gpudiscovery-guard")
         adapters.html_rows(config, self.choice, self._records, lambda: finish.verdict, settings.report)
         config.add_cleanup(lambda: finish.say(_exit_status(config)))
         config.add_cleanup(sigterm.restore)
@@ -263,4 +265,4 @@ def _stage_property(report: pytest.TestReport) -> str | None:
 
 def _why_skipped(record: StageRecord) -> str:
     start_of_it = f"{wording.words(record.outcome)}: "
-    return record.summary if record.summary.startswith(start_of_it) else start_of_it + record.summary
+    return wording.one_line(record.summary if record.summary.startswith(start_of_it) else start_of_it + record.summary)

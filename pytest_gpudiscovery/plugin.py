@@ -135,9 +135,11 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object
     """
     if not config.getoption("gpu_discovery"):
         return (yield)
-    from pytest_gpudiscovery import collection, start
+    from pytest_gpudiscovery import collection, places, start
 
     collection.apply(config)
+    if config.stash[collection.CHOICE].ours:
+        places.check(config)
     try:
         return (yield)
     except pytest.UsageError as error:

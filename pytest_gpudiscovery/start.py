@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pytest_gpudiscovery import __version__, options, stages
+from pytest_gpudiscovery import __version__, options, places, stages
 from pytest_gpudiscovery.collection import CHOICE, Choice
 from pytest_gpudiscovery.plugin import OPTIONS
 from pytest_gpudiscovery.reports import exitcodes, wording
@@ -130,7 +130,7 @@ def usage_exit(config: pytest.Config) -> int | None:
 
 def absent(config: pytest.Config, choice: Choice) -> list[str]:
     """Return what is said once: plugins that are not loaded, ambient options that were put aside."""
-    notes = []
+    notes = places.said(config)
     if not has_timeout(config):
         notes.append("pytest-timeout is not loaded: there is no outer limit around the stages' own deadlines")
     if config.pluginmanager.is_blocked("xdist"):

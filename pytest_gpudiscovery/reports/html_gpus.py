@@ -26,6 +26,8 @@ NAMES = {
 ALIASES = {"total_memory": "memory", "memory_total": "memory", "memory_free": "free", "model": "name", "address": "pci"}
 # What ggml calls otherwise than all others: its `name` is CUDA0, the GPU's is the description.
 GGML = {"name": "ggml_name", "description": "name", "id": "uuid", "device_id": "pci"}
+# Ollama's `driver` is CUDA's version, sysfs's the module's name; its `id` is the UUID, or since 0.30 a number.
+OLLAMA = {"compute": "cc", "driver": "cuda_version", "free_memory": "free", "libdir": "directory"}
 # How a probe looked, not what it saw; shown only when it is not as usual.
 USUAL: Mapping[str, tuple[object, ...]] = {
     "lacks": ([], None),
@@ -42,6 +44,7 @@ TITLES = {
     "uuid": "UUID",
     "cc": "compute capability",
     "sm_count": "SMs",
+    "cuda_version": "CUDA of the driver",
     "ecc": "ECC",
     "mig": "MIG",
 }
@@ -84,7 +87,7 @@ def _views(gpu: Mapping[str, object]) -> Mapping[str, object]:
             continue
         alike: list[tuple[dict[str, object], list[str]]] = []
         for directory, item in inner:
-            flat = _flat(item, ggml=name == "ggml")
+            flat = _flat(item, name)
             same = next((names for seen, names in alike if seen == flat), None)
             if same is None:
                 alike.append((flat, [str(directory)]))
@@ -164,7 +167,7 @@ def _listed(titles: Sequence[str]) -> Html:
 def _table(titles: Mapping[str, str], views: Mapping[str, object], paper: Paper) -> Html:
     if not views:
         return el("p", "No source described it.")
-    shown = {name: _flat(views[name]) if name in views else {} for name in titles}
+    shown = {name: _flat(views[name], name) if name in views else {} for name in titles}
     keys = list(dict.fromkeys(key for view in shown.values() for key, value in view.items() if value not in EMPTY))
     keys.sort(key=lambda key: FIRST.index(key) if key in FIRST else len(FIRST))
     kept, cut = paper.rows(keys, ROWS)
@@ -182,10 +185,14 @@ def _table(titles: Mapping[str, str], views: Mapping[str, object], paper: Paper)
     return join((table, cut or Html("")))
 
 
-def _flat(view: object, *, ggml: bool = False) -> dict[str, object]:
+def _flat(view: object, source: str) -> dict[str, object]:
+    """Return what SOURCE says by property; once more changes nothing ("ggml (cuda_v12)" is no source)."""
     if not isinstance(view, Mapping):
         return {"value": view}
-    names = GGML if ggml else {}
+    ggml = source == "ggml"
+    names = {"ggml": GGML, "ollama": OLLAMA}.get(source, {})
+    if source == "ollama" and str(view.get("id")).startswith(("GPU-", "MIG-")):
+        names = {**names, "id": "uuid"}
     found: dict[str, object] = {}
     for key, value in view.items():
         if key == "props" and ggml and isinstance(value, Mapping):
@@ -205,7 +212,7 @@ def _cell(key: str, name: str, view: Mapping[str, object], paper: Paper) -> Html
 
 def readable(key: str, value: object) -> object:
     """Return VALUE of property KEY as a person writes it: "79.6 GiB", compute capability "9.0"."""
-    if key == "cc" and isinstance(value, (list, tuple)) and len(value) == 2:
+    if key in ("cc", "cuda_version") and isinstance(value, (list, tuple)) and len(value) == 2:
         return f"{value[0]}.{value[1]}"
     if key in BYTES and isinstance(value, Mapping):
         return {str(name): readable(str(name), item) for name, item in list(value.items())[:20]}

@@ -79,7 +79,11 @@ def tell(verdict: Verdict) -> Story:
     if verdict.verdict is State.INCOMPLETE:
         return _incomplete(verdict)
     if verdict.verdict is State.READY:
-        facts = [Fact("Checked", f"{_began(verdict)}, in {seconds(verdict.duration_s)}"), *_not_checked(verdict)]
+        facts = [
+            *_upgrade(verdict),
+            Fact("Checked", f"{_began(verdict)}, in {seconds(verdict.duration_s)}"),
+            *_not_checked(verdict),
+        ]
         headline = f"{_passed(verdict)}, up to {_target(verdict)}"
         return Story(None, headline, tuple(facts), "", Action.SAFE, _also(verdict, None))
     record = next((record for record in verdict.stages if record.outcome in COMPLAINTS), None)
@@ -94,6 +98,12 @@ def _passed(verdict: Verdict) -> str:
     outcomes = [record.outcome for record in verdict.stages]
     passed, idle = sum(outcome in PASSED for outcome in outcomes), outcomes.count(Outcome.NOT_APPLICABLE)
     return f"{passed} {'stage' if passed == 1 else 'stages'} passed" + (f", {idle} not applicable" if idle else "")
+
+
+def _upgrade(verdict: Verdict) -> Iterator[Fact]:
+    said = verdict.comparison.get("sentence") if isinstance(verdict.comparison, dict) else None
+    if said:
+        yield Fact("Upgrade", said)
 
 
 def _began(verdict: Verdict) -> str:

@@ -56,14 +56,14 @@ def timeline(verdict: Verdict, paper: Paper) -> Html:
         height += LANE + MARK_LABEL * bool(marks)
     height += 22  # the axis
     said = "; ".join(f"{label(record.name)} {seconds(record.duration_s)}" for record in kept)
-    open_steps = any(step.duration_s is None for record in kept for step in record.steps)
+    open_steps = any(_stuck(record, step) for record in kept for step in record.steps)
     return el(
         "section",
         el("h2", "Timeline", id="timeline"),
         el(
             "p",
             "Seconds since the first stage began. Every bar is one timed call",
-            "; hatched: it had not returned when its stage ended" if open_steps else "",
+            "; hatched: it had not returned when its time was up" if open_steps else "",
             ". The numbers are in the stages below.",
             class_="lead",
         ),
@@ -140,7 +140,7 @@ def _lane(
     kept, _ = paper.rows(record.steps, STEPS)
     for step, inner in _nested(kept):
         moment = begun + max(0.0, finite(step.started) or 0.0)
-        open_step = step.duration_s is None
+        open_step = _stuck(record, step)
         until = end if step.duration_s is None else moment + max(0.0, finite(step.duration_s) or 0.0)
         title = f"{step.name}: {'did not return' if open_step else seconds(step.duration_s)}"
         name = "late" if open_step else "inner" if inner else "step"
@@ -148,6 +148,11 @@ def _lane(
         parts.append(_rect(moment, max(moment, until), y, height, axis, name, paper.text(title, 120)))
     parts += [_mark(at, bar, name, words) for at, name, words in marks]
     return join(parts)
+
+
+def _stuck(record: StageRecord, step: Step) -> bool:
+    """Whether STEP did not return, or a probe gave up on what it had asked."""
+    return step.duration_s is None or (record.outcome in wording.HUNG and step.result == wording.GAVE_UP)
 
 
 def _nested(steps: Sequence[Step]) -> Iterator[tuple[Step, bool]]:

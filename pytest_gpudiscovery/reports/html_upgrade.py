@@ -62,7 +62,7 @@ def _sides(sides: Mapping[str, Mapping[str, object]], paper: Paper) -> Html:
             "tr",
             el("th", title, scope="row"),
             join(
-                el("td", el("span", cell, class_="v"), data_label=name)
+                el("td", el("span", cell, class_="v"), data_label=name, class_=None if cell else "empty")
                 for cell, (_, name) in zip(cells, shown, strict=True)
             ),
         )

@@ -11,8 +11,10 @@ from pytest_gpudiscovery.model import StageRecord, Verdict
 from pytest_gpudiscovery.reports import wording
 from pytest_gpudiscovery.reports.html_first import gpu_name
 from pytest_gpudiscovery.reports.html_text import visible
+from pytest_gpudiscovery.reports.html_values import clip
 
 PREFIX = "gpu_discovery."
+VALUE = 1_000  # characters of one property
 
 
 def suite_properties(verdict: Verdict) -> Iterator[tuple[str, str]]:
@@ -54,4 +56,4 @@ def add_suite_properties(config: pytest.Config, verdict: Verdict) -> None:
     xml: Any = config.stash.get(xml_key, None)
     if xml is not None:
         for name, value in suite_properties(verdict):
-            xml.add_global_property(PREFIX + name, visible(value))
+            xml.add_global_property(PREFIX + name, visible(clip(value, VALUE)))

@@ -2,8 +2,8 @@
 
 The eight stages have the names, numbers and order of the real ones; what each does comes from the variable
 FAKE_STAGES ("driver=hang kernel=warn"), and each start of a probe is a line in the file FAKE_LOG. FAKE_CRASH names a
-stage: the first pytest-xdist worker that comes to it is killed. FAKE_MORE names more
-stages, FAKE_FULL makes the reports' disk full ("end": only when the last stage has run).
+stage: the first pytest-xdist worker that comes to it is killed. FAKE_MORE names more stages, FAKE_TEXT is what a stage
+that fails says, FAKE_FULL makes the reports' disk full ("end": only when the last stage has run).
 """
 
 from __future__ import annotations
@@ -75,8 +75,10 @@ def stage(number: int, name: str, after: tuple[str, ...]) -> StageSpec:
         seen = given.observed(name)
         facts = {"gpus": [GPU]} if name == "enumeration" else {"version": "0.0.1"} if name == "package" else None
         if seen.get("bad"):
+            evil = os.environ.get("FAKE_TEXT", "")
+            said, long = f"{name} was told to fail{evil}", evil * (10_000_000 // max(1, len(evil)))
             finding = Finding(
-                f"{name}.told", Severity.BLOCKER, f"{name} was told to fail", "", None, "look", Action.SAFE, 0.9
+                f"{name}.told{evil}", Severity.BLOCKER, said, long, {evil: evil}, f"look{evil}", Action.SAFE, 0.9
             )
             check = Check("P42", Kind.BLOCKING, "host", CheckOutcome.FAILED, "", 0, 1, finding)
             return Judgement((check,), "bad", facts)
