@@ -24,6 +24,8 @@ REDACTIONS = (
     (re.compile(r"\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b"), "<mac>"),
     (re.compile(r"\b(?!127\.)(?:\d{1,3}\.){3}\d{1,3}\b(?!\.\d)"), "<address>"),
     (re.compile(r"(\"?hostname\"?\s*[:=]\s*\"?)[^\"\s,]+"), r"\1<host>"),
+    # What a machine's owner adds to a kernel's release ("6.8.0-my-build"); the version is what matters.
+    (re.compile(r"(\"kernel\": \"\d+\.\d+(?:\.\d+)?)-[^\"]+"), r"\1-<build>"),
     (re.compile(r"/(?:root|home/[^/\s\"']+|work)(?=/)"), "<home>"),
 )
 
