@@ -1,6 +1,7 @@
-"""The blocks of the docs are run: `# NAME` in a Python block makes it a file, `$ COMMAND` in a console block is run.
+"""The blocks of the docs are run: `# NAME` in a Python block makes it a file, a command in a console block is run.
 
 What follows a command has to be in its output, in order; numbers of seconds and of MiB differ from host to host.
+A command that cannot be run in this suite stands in NOT_RUN with the reason, one for this host's GPUs in SIMULATED.
 """
 
 from __future__ import annotations
@@ -14,8 +15,32 @@ from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parents[2] / "docs"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = (ROOT / "README.md", *sorted(DOCS.glob("*.md")))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+WHOLE = ("own-stage.md", "own-tests.md", "captured-failure.md")  # every block of these is run as it stands
+# Run with a simulated host in the place of this one.
+SIMULATED = {
+    "pytest --gpu-discovery": "h100-ollama",
+    "pytest --gpu-discovery --gpu-until enumeration": "h100",
+    "gpu-discovery gate --gpu-until runtime --gpu-profile h100": "h100",
+}
+NOT_RUN = {
+    "ci/demo.sh": "makes a virtual environment over the network; the gate that it runs is in SIMULATED",
+    "ci/test.sh": "is what runs this",
+    "pip install pytest-gpudiscovery": "needs a network and a release",
+    "gpu-discovery gate --gpu-ollama-candidate ./ollama-linux-amd64.tgz": "a release; tests/stages/test_upgrade.py",
+    "gpu-discovery gate --gpu-as pid:$(pidof -s ollama) --gpu-until closure": "tests/service/test_recipe.py",
+    "docker build -t ollama-gate .": "tests/service/test_recipe.py carries the image out",
+    "docker run --rm --gpus all ollama-gate --gpu-until closure": "likewise",
+    "docker run --rm --gpus all -e CUDA_VISIBLE_DEVICES=1 --memory 8g -v $PWD/report:/report ollama-gate "
+    "--gpu-report /report": "likewise",
+    "python ci/loader/peers.py --python /path/to/venv/bin/python": "the peers of a longer tier",
+    "LD_LIBRARY_PATH=$LIB:$LIB/cuda_v12 python ci/bench/loader.py --python /path/to/venv/bin/python "
+    "$LIB/cuda_v12/libggml-cuda.so": "a CUDA closure of 1.2 GB",
+}
+PLUGINS = ("-p", "pytest_gpudiscovery.plugin", "-p", "pytest_timeout")
 
 
 def pattern(line: str) -> str:
@@ -26,42 +51,86 @@ def pattern(line: str) -> str:
     return text.replace(r"test_mine\.py:\ ", r"test_mine\.py(?::\d+)?: ")
 
 
-@pytest.mark.parametrize("name", ["own-stage.md", "own-tests.md"])
-def test_every_block_does_what_the_page_says(name: str, tmp_path: Path) -> None:
-    commands = 0
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """Return (language, text) of the fenced blocks of PAGE that name a language."""
+    return BLOCK.findall(page.read_text(encoding="utf-8"))
+
+
+def commands(text: str) -> list[tuple[str, list[str]]]:
+    """Return each command of a console block, without its prompt and comment, and the lines that follow it."""
+    found: list[tuple[str, list[str]]] = []
+    for line in text.splitlines():
+        if line.startswith(("$ ", "# ")):
+            found.append((re.sub(r"\s+#.*", "", line[2:]).strip(), []))
+        else:
+            found[-1][1].append(line)
+    return found
+
+
+def run(command: str, cwd: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """Run COMMAND, one of pytest or gpu-discovery, in CWD with this Python and no plugin but those that are named."""
+    program, *arguments = shlex.split(command)
+    argv = {"pytest": ["-m", "pytest", *PLUGINS], "gpu-discovery": ["-m", "pytest_gpudiscovery"]}[program]
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "GPU_DISCOVERY_"))}
-    environment = {**kept, "PYTHONPATH": str(tmp_path), "PYTEST_ADDOPTS": "-p no:randomly -p no:random_order"}
-    environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    for language, text in BLOCK.findall((DOCS / name).read_text(encoding="utf-8")):
+    plain = {"PYTEST_ADDOPTS": "-p no:randomly -p no:random_order", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    return subprocess.run(
+        [sys.executable, *argv, *arguments, *more],
+        cwd=cwd,
+        env={**kept, **plain, "PYTHONPATH": str(cwd)},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_every_block_does_what_the_page_says(name: str, tmp_path: Path) -> None:
+    (tmp_path / "tests").symlink_to(ROOT / "tests")  # logs that a page names
+    ran = 0
+    for language, text in blocks(DOCS / name):
         if language == "python":
             path = tmp_path / text.split("\n", 1)[0].removeprefix("# ")
             path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")
             continue
         assert language == "console"
-        first, *wanted = text.splitlines()
-        program, *arguments = shlex.split(first.removeprefix("$ "))
-        assert program == "pytest"
-        plugins = ["-p", "pytest_gpudiscovery.plugin", "-p", "pytest_timeout"]
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", *plugins, *arguments],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=180,
-            check=False,
-        )
-        commands += 1
-        left = done.stdout
-        for line in wanted:
-            match = re.search(pattern(line), left)
-            assert match is not None, f"{line!r} is not in what is left of:\n{done.stdout}{done.stderr}"
-            left = left[match.end() :]
-    assert commands
+        for command, wanted in commands(text):
+            done = run(command, tmp_path)
+            ran += 1
+            left = done.stdout
+            for line in wanted:
+                match = re.search(pattern(line), left)
+                assert match is not None, f"{line!r} is not in what is left of:\n{done.stdout}{done.stderr}"
+                left = left[match.end() :]
+    assert ran
+
+
+def test_every_command_is_run_or_said_not_to_be() -> None:
+    found = {
+        command
+        for page in PAGES
+        if page.name not in WHOLE
+        for language, text in blocks(page)
+        if language == "console"
+        for command, _ in commands(text)
+    }
+    assert found == SIMULATED.keys() | NOT_RUN.keys()
+
+
+@pytest.mark.parametrize("command", SIMULATED)
+def test_a_command_of_the_readme_is_a_green_run_on_a_simulated_host(command: str, tmp_path: Path) -> None:
+    more = []
+    if "enumeration" in command:  # with the readme's own tests: these are gated by the same run
+        (example,) = (text for language, text in blocks(ROOT / "README.md") if language == "python")
+        (tmp_path / "test_readme.py").write_text(example, encoding="utf-8")
+        more = ["test_readme.py"]
+    done = run(command, tmp_path, "--gpu-simulate", SIMULATED[command], *more)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "SIMULATED READY" in done.stdout or "2 passed" in done.stdout
 
 
 def test_links_between_pages_lead_somewhere() -> None:
-    for path in [*DOCS.rglob("*.md"), DOCS.parent / "README.md"]:
+    for path in [*DOCS.rglob("*.md"), ROOT / "README.md"]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", path.read_text(encoding="utf-8")):
             assert (path.parent / target).exists(), f"{path.name}: {target}"
