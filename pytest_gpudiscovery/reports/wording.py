@@ -9,7 +9,7 @@ from typing import Any
 from pytest_gpudiscovery.diagnosis.ollama_says import of as of_cause
 from pytest_gpudiscovery.model import Check, CheckOutcome, Finding, Kind, Outcome, StageRecord, State, Step, Verdict
 from pytest_gpudiscovery.reports.html_text import visible
-from pytest_gpudiscovery.reports.html_values import clip
+from pytest_gpudiscovery.reports.html_values import clip, inline
 
 INDENT = "   "
 OLLAMA_GIVES_UP = '"failed to finish discovery before timeout"'  # discover/runner.go, logged at its 30 s
@@ -224,13 +224,7 @@ def ollama_says(record: StageRecord, finding: Finding | None) -> str:
 
 
 def _value(value: Any) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, (list, tuple)):
-        value = ", ".join(map(str, value))
-    elif isinstance(value, dict):
-        value = ", ".join(f"{key} {item}" for key, item in value.items())
-    text = " ".join(str(value).split())
+    text = " ".join(inline(value, LINE_LIMIT).split())
     return text if len(text) <= VALUE_LIMIT else text[: VALUE_LIMIT - 1] + "…"
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pytest_gpudiscovery.model import CheckOutcome
 from pytest_gpudiscovery.stages import identity, visible
 from pytest_gpudiscovery.stages.identity import integer, objects, string
 from pytest_gpudiscovery.stages.spec import StageInput
@@ -19,6 +20,7 @@ Facts = Mapping[str, Any]
 PCI = re.compile(r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f]")  # ggml-cuda.cu: "%04x:%02x:%02x.0"
 CUDA = "CUDA"
 SHOWN = 64  # devices of one answer
+UNSEEN = "enumeration.gpu_missing"
 
 
 @dataclass(frozen=True)
@@ -140,7 +142,10 @@ def expected(given: StageInput) -> Expected:
     """Return what the stages before saw: the driver's own list, else what NVML or sysfs show and nothing hides."""
     driver = objects(given.facts("driver").get("gpus"))
     if driver:
-        return Expected(tuple(driver), "driver")
+        # What is on the host and CUDA does not show, Ollama cannot show either: it is missed all the same.
+        lost = len(objects(given.facts("kernel").get("gpus"))) - len(driver)  # not one that has another address there
+        unseen = _unseen(given)[: max(0, lost)]
+        return Expected((*driver, *unseen), "enumeration" if unseen else "driver")
     for stage in ("nvml", "kernel"):
         gpus = [
             {
@@ -155,6 +160,14 @@ def expected(given: StageInput) -> Expected:
                 return Expected(None, stage)
             return Expected(tuple(gpu for gpu in gpus if str(gpu.get("pci")).lower() in shown), stage)
     return Expected(None, "")
+
+
+def _unseen(given: StageInput) -> list[Facts]:
+    """Return the GPUs that stage `enumeration` misses among those that CUDA shows."""
+    record = given.prior.get("enumeration")
+    checks = record.checks if record is not None else ()
+    lost = [check for check in checks if check.finding is not None and check.finding.cause == UNSEEN]
+    return [{"pci": check.subject.partition(":")[2]} for check in lost if check.outcome is CheckOutcome.FAILED]
 
 
 def missing(wanted: Expected, devices: Iterable[Device]) -> list[Facts]:

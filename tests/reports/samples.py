@@ -154,6 +154,50 @@ def simulated() -> Verdict:
     return dataclasses.replace(made, simulated={"host": "h100", "faults": ["driver.cuinit.hang"]})
 
 
+def hung_child() -> Verdict:
+    """A host where Ollama's own child listens and does not answer: the probe ended in time, its child did not."""
+    where = "futex < runner_init (ollama); state S, wchan futex_wait_queue"
+    facts = {"directory": "cuda_v12", "port": 4711, "step": "GET /info", "blocked_in": where, "reached": "nothing"}
+    facts |= {"activity": "sleeping", "said": "nothing", "limit_s": 30.0}
+    check = found("bootstrap.hang.mute", facts, subject="dir:cuda_v12", evidence={"stuck": where})
+    also = found("bootstrap.hang.mute", {**facts, "directory": "cuda_v13"}, subject="dir:cuda_v13")
+    stage = record(
+        "bootstrap",
+        Outcome.TIMED_OUT,
+        check.reason,
+        60.4,
+        required=True,
+        at=4.0,
+        deadline_s=100.0,
+        ollama_budget_s=30.0,
+        checks=(check, also),
+        steps=(Step("cuda_v12: start ollama", 0.1, 0.01, 4242), Step("cuda_v12: GET /info", 0.2, 30.0, "timeout")),
+    )
+    rest = [one for one in later(True) if one.name not in ("bootstrap", "serve", "upgrade")]
+    records = [*early(), driver_passed(), *late(), *rest, stage, *not_reached(stage, "serve")]
+    return verdict(State.BLOCKED, records)
+
+
+def upgrade() -> Verdict:
+    """A host where the candidate loses the GPU that the installed Ollama keeps."""
+    device = {"name": NAME, "pci": gpu(0)["pci"], "id": gpu(0)["uuid"]}
+    side = {"version": "0.16.3", "era": "B", "gpus": [device], "directories": ["cuda_v13"], "seconds": 0.15}
+    side |= {"cause": None, "warnings": []}
+    lost = {**side, "version": "0.32.15", "era": "C", "gpus": [], "directories": [], "cause": "closure.driver_floor"}
+    place = {"path": "/usr/local/lib/ollama/cuda_v13/libcublas.so.13", "rule": "LD_LIBRARY_PATH"}
+    comparison = {
+        "installed": side,
+        "candidate": lost,
+        "in_place": {"stale": ["libggml-base.so.0.0.0"], **lost},
+        "closures": [{"directory": "cuda_v13", "name": "libcublas.so.13", "installed": place, "candidate": None}],
+        "architectures": {"installed": {"cuda_v13": ["sm_90", "sm_50"]}, "candidate": {"cuda_v13": ["sm_90"]}},
+        "sentence": f"0.32.15 loses {device['pci']}: it wants a driver 580 or newer",
+    }
+    stage = record("upgrade", Outcome.FAILED, str(comparison["sentence"]), 5.1, required=True, at=6.0)
+    records = [*early(), driver_passed(), *late(), stage]
+    return verdict(State.BLOCKED, records, blockers=(), comparison=comparison)
+
+
 def begun() -> Verdict:
     """What is written before the first probe."""
     records = [
@@ -174,6 +218,8 @@ ALL = {
     "degraded": degraded,
     "needs-reset": needs_reset,
     "simulated": simulated,
+    "hung-child": hung_child,
+    "upgrade": upgrade,
     "begun": begun,
     "hostile": hostile,
 }

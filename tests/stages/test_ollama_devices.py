@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pytest_gpudiscovery.model import Outcome
 from pytest_gpudiscovery.stages import ollama_devices
 from pytest_gpudiscovery.stages.ollama_devices import Device, Expected
-from pytest_gpudiscovery.stages.spec import StageInput
+from pytest_gpudiscovery.stages.spec import StageInput, found
 from tests.fakes import context, record
 
 V12, V13, VULKAN = "cuda_v12", "cuda_v13", "vulkan"
@@ -148,6 +148,18 @@ def test_the_driver_says_what_to_expect_else_nvml_less_what_is_hidden() -> None:
     one = ollama_devices.expected(dataclasses.replace(hidden, context=context(env=env)))
     assert [entry["uuid"] for entry in one.gpus or ()] == [gpu(1)["uuid"]]
     assert ollama_devices.expected(facts()) == Expected(None, "")
+
+
+@pytest.mark.parametrize(("on_host", "missed"), [(2, ["0000:07:00.0"]), (1, [])])
+def test_a_gpu_that_cuda_does_not_show_is_missed_all_the_same(on_host: int, missed: list[str]) -> None:
+    """But not one that CUDA shows at another address: then there are as many as on the host."""
+    place = gpu(1)["pci"]
+    lost = found("enumeration.gpu_missing", {"subject": place, "name": "x"}, subject=f"gpu:{place}")
+    given = facts(kernel=[gpu(index) for index in range(on_host)], driver=[gpu(0)], enumeration=[])
+    prior = {**given.prior, "enumeration": dataclasses.replace(given.prior["enumeration"], checks=(lost,))}
+    wanted = ollama_devices.expected(dataclasses.replace(given, prior=prior))
+    assert [entry["pci"] for entry in ollama_devices.missing(wanted, [device(0)])] == missed
+    assert wanted.source == ("enumeration" if missed else "driver")
 
 
 def test_the_answer_of_a_runner_is_read_whatever_it_holds() -> None:
