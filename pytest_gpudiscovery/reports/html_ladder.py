@@ -16,7 +16,8 @@ STAGES = 60  # rows: the contract names 14, other plugins may add some
 def ladder(verdict: Verdict, paper: Paper) -> Html:
     """Return the section with one row per stage, in the order in which a person reads them."""
     kept, cut = paper.rows(verdict.stages, STAGES)
-    rows = [_row(index, record, paper) for index, record in enumerate(kept, 1)]
+    roots = {blocker.stage for blocker in verdict.blockers}
+    rows = [_row(index, record, roots, paper) for index, record in enumerate(kept, 1)]
     return el(
         "section",
         el("h2", "Stages", id="stages"),
@@ -37,7 +38,7 @@ def detailed(record: StageRecord) -> bool:
     return bool(record.checks or record.steps or record.evidence)
 
 
-def _row(index: int, record: StageRecord, paper: Paper) -> Html:
+def _row(index: int, record: StageRecord, roots: set[str], paper: Paper) -> Html:
     name: Html = paper.text(label(record.name), 60)
     if detailed(record):
         name = el("a", name, href=f"#stage-{index}")
@@ -47,18 +48,19 @@ def _row(index: int, record: StageRecord, paper: Paper) -> Html:
         " ",
         stage_mark(record),
         " ",
-        el("span", _saw(record, paper), class_="saw v"),
+        el("span", _saw(record, roots, paper), class_="saw v"),
         " ",
         _time(record),
         class_=stage_edge(record),
     )
 
 
-def _saw(record: StageRecord, paper: Paper) -> Html:
+def _saw(record: StageRecord, roots: set[str], paper: Paper) -> Html:
     if record.outcome is Outcome.NOT_REACHED and record.blocked_by:
         return join(("because of ", paper.text(label(record.blocked_by), 60)))
-    # Why a red row does not block; beside a green one it would only be noise.
-    note = " (not required)" if record.outcome.blocks and not record.required else ""
+    # Why a red row does not block; beside a green one it would only be noise, beside the root cause wrong.
+    idle = record.outcome.blocks and not record.required and record.name not in roots
+    note = " (not required)" if idle else ""
     return join((paper.text(record.summary, 400), note))
 
 
