@@ -25,8 +25,8 @@ BUNDLE = "pack a report directory, redacted: to send to somebody who helps"
 PLUGINS = (
     ("pytest_timeout", None),
     ("allure_pytest.plugin", "alluredir"),
-    ("pytest_metadata.plugin", "html"),  # pytest-html depends on it
     ("pytest_html.plugin", "html"),
+    ("pytest_metadata.plugin", "html"),  # pytest-html depends on it
 )
 
 

@@ -69,7 +69,7 @@ def commands(text: str) -> list[tuple[str, list[str]]]:
 
 def run(command: str, cwd: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """Run COMMAND, one of pytest or gpu-discovery, in CWD with this Python and no plugin but those that are named."""
-    program, *arguments = shlex.split(command)
+    program, *arguments = shlex.split(command.removeprefix("python -m "))
     argv = {"pytest": ["-m", "pytest", *PLUGINS], "gpu-discovery": ["-m", "pytest_gpudiscovery"]}[program]
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST_", "GPU_DISCOVERY_"))}
     plain = {"PYTEST_ADDOPTS": "-p no:randomly -p no:random_order", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
