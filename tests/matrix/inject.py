@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -38,7 +39,8 @@ class Seen:
     verdict: str = ""  # "": there is no verdict.json
     exit: int | None = None  # None: it did not end within LIMIT_S
     primary: dict[str, str] = field(default_factory=dict)  # stage, outcome, cause, summary, detail, row
-    findings: list[dict[str, str]] = field(default_factory=list)  # stage, outcome, cause, row, text
+    findings: list[dict[str, str]] = field(default_factory=list)  # failed or warned: stage, outcome, cause, row, text
+    reached: dict[str, str] = field(default_factory=dict)  # every cause that a check carries -> its row
     seconds: float = 0.0
     bound_s: float = 0.0
     late: list[str] = field(default_factory=list)  # what ended after its bound
@@ -94,9 +96,9 @@ def command(injection: Injection, report: Path, path: str) -> tuple[list[str], d
             key, _, value = text.partition("=")
             env[key] = value
         elif kind == "wrap":
-            argv = [*text.split(), *argv]
+            argv = [*shlex.split(text), *argv]
         elif kind == "option":
-            argv += text.split()
+            argv += shlex.split(text)
     return argv, env
 
 
@@ -156,6 +158,8 @@ def _read(seen: Seen, path: Path) -> None:
     seen.verdict = verdict["verdict"]
     for stage in verdict["stages"]:
         for check in stage["checks"]:
+            if check["finding"]:
+                seen.reached.setdefault(check["finding"]["cause"], check["prerequisite"])
             if check["finding"] and check["outcome"] in FOUND:
                 seen.findings.append(_finding(stage["name"], check))
         if stage["outcome"] in RAN:

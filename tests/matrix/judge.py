@@ -74,7 +74,7 @@ def _cause(row: Row, seen: Seen) -> bool:
     """Whether the primary cause is the row's; where nothing blocks, whether one of the findings is."""
     if seen.primary:
         candidates = [seen.primary]
-        if row.verdict != "blocked":
+        if row.stage == NOTHING:  # what is expected blocks nothing: it stands beside what is named first
             candidates += seen.findings
     else:
         candidates = seen.findings

@@ -32,7 +32,23 @@ ORIGINS = ("author", "blind", "pair", "blind-pair", "reach", "healthy", "held-ou
 NOTHING = "-"
 # Faults that hang: their rows get short deadlines. The others get the gate's own, which a loaded machine meets.
 HANG_STARTS = ("hang.", "shim.", "ctor.", "score.", "ifunc.", "native.")
-HANG_ENDS = (".pause", ".spin", ".futex", ".hang", ".mute", ".garbage", ".signals", ".module_loading_eager")
+HANG_ENDS = (
+    "_hang",
+    ".flock",
+    ".poll",
+    ".sleep",
+    ".dlopen",
+    ".stopped",
+    ".pause",
+    ".spin",
+    ".futex",
+    ".hang",
+    ".mute",
+    ".garbage",
+    ".signals",
+    ".module_loading_eager",
+)
+NO_HANGS = (".slow", ".fork", ".segv", ".abort", ".exit0", ".exit127", ".none")
 # Seconds; long enough for a loaded machine to reach the call, short enough to wait for.
 SHORT = {"service": 8.0, "nvml": 3.0, "driver": 3.0, "enumeration": 10.0, "runtime": 3.0}
 SHORT |= {"load": 3.0, "backend": 3.0, "bootstrap": 4.0, "serve": 2.0}
@@ -97,7 +113,10 @@ class Injection:
     @property
     def hangs(self) -> bool:
         """Whether something of it never comes back, so that the deadlines are shortened."""
-        slow = any(name.startswith(HANG_STARTS) or name.endswith(HANG_ENDS) for name in self.each)
+        slow = any(
+            (name.startswith(HANG_STARTS) or name.endswith(HANG_ENDS)) and not name.endswith(NO_HANGS)
+            for name in self.each
+        )
         return slow or any(kind == "rig" for kind, _ in self.given)
 
     @property

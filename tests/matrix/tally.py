@@ -92,6 +92,18 @@ def show(one: Judged) -> str:
     return line + (f"   [{', '.join(wrong)}]" if wrong else "")
 
 
+def reached(judged: Iterable[Judged]) -> dict[str, dict[str, str]]:
+    """Return cause -> {"row", "by", "as"}: the first run that named it, as what blocks (primary) or beside it."""
+    found: dict[str, dict[str, str]] = {}
+    for one in judged:
+        first = one.seen.primary.get("cause")
+        for cause, row in one.seen.reached.items():
+            how = "primary" if cause == first else "finding"
+            if cause not in found or (found[cause]["as"], how) == ("finding", "primary"):
+                found[cause] = {"row": row, "by": one.row.name, "as": how}
+    return dict(sorted(found.items()))
+
+
 def _causes(one: Judged) -> list[str]:
     return list(dict.fromkeys(found["cause"] for found in one.seen.findings))
 
@@ -142,6 +154,7 @@ def summary(judged: Sequence[Judged], left_out: Mapping[str, str], real: Sequenc
         },
         "confusion": {stage: dict(named) for stage, named in sorted(confusion(final).items())},
         "left_out": dict(left_out),
+        "reached": reached(judged),
         "rows": [record(one) for one in judged],
         "real": list(real),
     }
