@@ -102,3 +102,15 @@ def test_ollama_overrules_no_stage_that_is_required_and_none_that_comes_later() 
     blockers = resolve([before, warned("bootstrap", "gate.disagrees"), later], NUMBERS)
     assert blockers[0].cause == "driver.cuinit.802"
     assert "gate.disagrees" not in [blocker.cause for blocker in blockers]
+
+
+def test_what_stops_a_required_stage_comes_before_what_merely_failed() -> None:
+    beside = failed("nvml", "nvml.mig.no_instances", required=False)
+    blockers = resolve([beside, failed("driver", "driver.copy.wrong")], NUMBERS)
+    assert [blocker.stage for blocker in blockers] == ["driver", "nvml"]
+
+
+def test_a_risk_of_another_stage_explains_only_what_names_it() -> None:
+    full = warned("driver", "driver.memory.full")
+    (blocker,) = resolve([full, failed("enumeration", "enumeration.gpu_missing")], NUMBERS)
+    assert blocker.cause == "enumeration.gpu_missing"

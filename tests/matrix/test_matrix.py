@@ -23,15 +23,15 @@ Runs = dict[rows.Injection, "concurrent.futures.Future[Seen]"]
 @pytest.fixture(name="runs", scope="module")
 def _runs(request: pytest.FixtureRequest) -> Iterator[Runs]:
     """Start the runs of the tests that were chosen, JOBS at a time, in their order."""
-    chosen = [item.callspec.params["row"] for item in request.session.items if _is_row(item)]
+    chosen = [row for item in request.session.items if (row := _row(item)) is not None]
     with concurrent.futures.ThreadPoolExecutor(max_workers=JOBS) as pool:
         yield {injection: pool.submit(run, injection) for injection in rows.injections(chosen)}
         pool.shutdown(cancel_futures=True)
 
 
-def _is_row(item: pytest.Item) -> bool:
-    callspec = getattr(item, "callspec", None)
-    return callspec is not None and isinstance(callspec.params.get("row"), rows.Row)
+def _row(item: pytest.Item) -> rows.Row | None:
+    found = getattr(getattr(item, "callspec", None), "params", {}).get("row")
+    return found if isinstance(found, rows.Row) else None
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.origin}-{row.name}")
