@@ -47,6 +47,7 @@ def test_the_choice_covers_what_it_claims() -> None:
     every, chosen = rows.read(), tiers.ci(rows.read())
     assert len({name for row in chosen for name in row.injection.each}) >= 150
     assert sum(len(row.injection.each) > 1 for row in chosen) >= 30
-    assert {row.cause for row in chosen} == {row.cause for row in every if row.injection.each != list(tiers.SLOW)}
+    fast = [row for row in every if not set(row.injection.each) & set(tiers.SLOW)]
+    assert {row.cause for row in chosen} == {row.cause for row in fast}
     left_out = [row for row in chosen if not row.injection.runs_here]
     assert os.geteuid() != 0 or not left_out

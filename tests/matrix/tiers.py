@@ -1,37 +1,34 @@
 """Which rows the tests run, and which faults have no row at all.
 
-The choice is deterministic: rows in the order of the files, of every origin the first row for each
-
-1. answer of an author's row: (verdict, stage, outcome, cause);
-2. fault family that 1 did not reach: the fault's name up to its last part;
-3. every row of `pair`, `reach` and `healthy` except those marked slow.
-
-So each cause and each prerequisite row that any row reaches is reached by the tests too. Of the blind rows the tests
-run those whose injection is chosen by the rules above: one run answers for both.
+The choice is deterministic. In the order of the files, `author` before `reach` before `healthy`, the first row for each
+cause that a row expects; one row more for each way in which a stage ends (stage, outcome) and for each kind of user;
+and every pair of `pair`. So every cause, and with it every prerequisite row, that any of them reaches is reached by the
+tests. Of the blind rows the tests run those whose injection is chosen so: one run answers for both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tests.matrix.rows import Injection, Row
+from tests.matrix.rows import NOTHING, Injection, Row
 
 # Faults without a row, each with the reason.
 NOT_RUN: dict[str, str] = {}
-SLOW = ("driver.cuinit.too_slow",)  # takes more than half a minute by what it is
+SLOW = ("driver.cuinit.too_slow", "runner.slow", "backend.init.slow", "ctor.ggml_cuda.slow")  # slow by what they are
+CHOSEN = ("author", "reach", "healthy")
 
 
 def ci(rows: Iterable[Row]) -> list[Row]:
     """Return the rows of ROWS that the tests run."""
     rows = [row for row in rows if not any(name in SLOW for name in row.injection.each)]
-    answers: set[tuple[str, ...]] = set()
-    families: set[str] = set()
-    chosen: set[Injection] = set()
-    for row in rows:
-        answer = (row.verdict, row.stage, row.outcome, row.cause)
-        family = {name.rpartition(".")[0] for name in row.injection.each} - families
-        if row.origin in ("pair", "reach", "healthy") or (row.origin == "author" and (answer not in answers or family)):
+    seen: set[tuple[str, ...]] = set()
+    chosen: set[Injection] = {row.injection for row in rows if row.origin == "pair"}
+    for row in sorted((row for row in rows if row.origin in CHOSEN), key=lambda row: CHOSEN.index(row.origin)):
+        what = {("cause", row.cause), ("ends", row.stage, row.outcome), ("user", row.as_user)}
+        if row.cause in ("", NOTHING):
+            what -= {("cause", row.cause)}
+            what |= {("ready", row.host, row.target)}
+        if what - seen:
             chosen.add(row.injection)
-            answers.add(answer)
-            families |= family
+            seen |= what
     return [row for row in rows if row.injection in chosen]
