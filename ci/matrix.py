@@ -1,10 +1,11 @@
 """The fault matrix: inject every fault, run the gate as a process on each, compare what it names with what is right.
 
     python ci/matrix.py [--tier ci|full] [--only WORD] [--origin ORIGIN,...] [--jobs 2] [--out DIR]
-                        [--real FILE.json ...] [--evidence]
+                        [--reuse FILE] [--real FILE ...] [--evidence]
 
 The rows are in tests/matrix/data (tests/matrix/rows.py says what a row is); `ci` is the choice that the tests run,
 `full` is every row. Prints one line for each row and a table at the end, and writes DIR/matrix.json and DIR/matrix.md.
+DIR/seen.json holds what each run showed: with --reuse it is judged again, and only what it lacks is run.
 --real adds results of ci/hardware/*.py on real GPUs; --evidence stamps both files into docs/evidence/fault-matrix.*.
 Exit status 1 when a number that is promised is not reached: stage right in every row, cause right first in 98 %, no
 false green, no false block, every verdict in time.
@@ -14,6 +15,8 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -36,10 +39,9 @@ NAME = "fault-matrix"
 
 
 def measure(
-    wanted: Sequence[rows.Row], jobs: int, keep: Path | None
+    todo: Sequence[rows.Injection], jobs: int, keep: Path | None
 ) -> Iterator[tuple[rows.Injection, inject.Seen | str]]:
-    """Yield (injection, what was seen or why it cannot be run here) for what WANTED needs, as each ends."""
-    todo = rows.injections(wanted)
+    """Yield (injection, what was seen or why it cannot be run here) for each of TODO, as it ends."""
 
     def one(number: int, injection: rows.Injection) -> tuple[rows.Injection, inject.Seen | str]:
         if not injection.runs_here:
@@ -68,6 +70,12 @@ def chosen(options: argparse.Namespace) -> list[rows.Row]:
     return [row for row in found if not words or any(word in row.name for word in words)]
 
 
+def reused(file: Path | None) -> dict[str, inject.Seen]:
+    """Return what FILE, a seen.json, holds by the name of the injection."""
+    found = json.loads(file.read_text(encoding="utf-8")) if file is not None else {}
+    return {name: inject.Seen(**seen) for name, seen in found.items()}
+
+
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Run what OPTIONS ask for, printing each row; return tally.summary's data."""
     wanted = chosen(options)
@@ -76,13 +84,22 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         by.setdefault(row.injection, []).append(row)
     judged: list[Judged] = []
     left_out: dict[str, str] = {}
-    for injection, seen in measure(wanted, options.jobs, options.out / "runs" if options.keep else None):
+    known = reused(options.reuse)
+    todo = [injection for injection in by if str(injection) not in known]
+    again = ((injection, known[str(injection)]) for injection in by if str(injection) in known)
+    fresh = measure(todo, options.jobs, options.out / "runs" if options.keep else None)
+    record: dict[str, Any] = {}
+    for injection, seen in itertools.chain(again, fresh):
+        if isinstance(seen, inject.Seen):
+            record[str(injection)] = dataclasses.asdict(seen)
         if isinstance(seen, str):
             left_out[str(injection)] = seen
             continue
         for row in by[injection]:
             judged.append(judge(row, seen))
             print(tally.show(judged[-1]), flush=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "seen.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     place = {row: number for number, row in enumerate(wanted)}
     judged.sort(key=lambda one: place[one.row])
     if options.tier == "full" and not options.only:
@@ -102,6 +119,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--out", type=Path, default=Path("build/matrix"))
     parser.add_argument("--keep", action="store_true", help="keep output and verdict.json of every run below DIR/runs")
+    parser.add_argument("--reuse", type=Path, metavar="FILE", help="a seen.json of this commit: run only what it lacks")
     parser.add_argument("--real", type=Path, action="append", default=[], metavar="FILE", help="results of ci/hardware")
     parser.add_argument("--evidence", action="store_true", help="also write docs/evidence/fault-matrix.md and .json")
     options = parser.parse_args()

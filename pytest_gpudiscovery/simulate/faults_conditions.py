@@ -142,6 +142,13 @@ def _children() -> list[Fault]:
             needs=(*OLLAMA, "value", "root"),
         ),
         fault("backend.memory.tiny", "ggml tells 1 MB of device memory", "ggml_backend_dev_memory", "return 1000000"),
+        answers(
+            "load.slow",
+            "the constructor of libggml-cuda takes VALUE seconds, then succeeds",
+            *o.with_ollama(c.act("constructor.libggml-cuda.so", "sleep {value}")),
+            value="11",
+            needs=OLLAMA,
+        ),
         fault("runner.segv", "Ollama's runner makes a bad memory access while asked", "ollama.info", "segv"),
         fault("runner.closes", "Ollama's runner ends with status 0 while asked", "ollama.info", "_exit 0"),
     ]

@@ -77,6 +77,21 @@ def _preloaded() -> list[Fault]:
             c.preload("vgpu", "libvgpu.so"),
             c.act("shim.cuInit", "hang poll"),
         ),
+        preload(
+            "shim.999",
+            "the preloaded libvgpu.so answers 999 from cuInit; CUDA's runtime asks libcuda itself",
+            c.preload("vgpu", "libvgpu.so"),
+            c.act("shim.cuInit", "return 999"),
+        ),
+        *(
+            preload(
+                f"toolkit.shadow.{name}",
+                f"a whole {library} of CUDA 12 from outside of Ollama is preloaded",
+                *o.with_ollama(_shadow(library)),
+                needs=OLLAMA,
+            )
+            for library, name in (("libcublas", "cublas"), ("libcudart", "cudart"))
+        ),
         environment("shim.not_elf", "LD_PRELOAD names a text file", _text_preloaded),
     ]
 
@@ -84,6 +99,16 @@ def _preloaded() -> list[Fault]:
 def _text_preloaded(world: World, _: str) -> None:
     world.files["lib/libtext.so"] = File("bytes", data=b"this is no library\n")
     world.env["LD_PRELOAD"] = "{dir}/lib/libtext.so"
+
+
+def _shadow(library: str) -> c.Change:
+    def change(world: World, _: str) -> None:
+        names = ("libcublasLt", "libcublas") if library == "libcublas" else (library,)  # libcublas needs libcublasLt
+        for name in names:
+            world.files[f"foreign/{name}.so.12"] = File("built", f"{name}.12")
+        world.env["LD_PRELOAD"] = " ".join(f"{{dir}}/foreign/{name}.so.12" for name in names)
+
+    return change
 
 
 def _cgroup() -> list[Fault]:

@@ -37,6 +37,9 @@ def faults() -> list[Fault]:
         fault("leftover.base", "libggml-base.so is the file of an Ollama up to 0.13.3, beside the new one", _old_base),
         fault("leftover.rocm", "a directory rocm_v5 of an older release was left behind", _old_rocm),
         fault("leftover.server", "lib/ollama has a llama-server of 0.30.0 or later", _later_server),
+        fault("variant.truncated", "a CPU variant that fits this processor is cut off", _variant(c.truncated)),
+        fault("variant.other_machine", "a CPU variant is for another processor", _variant(c.other_machine)),
+        fault("mlx.empty", "LD_LIBRARY_PATH leads to a libmlxc.so that is an empty file", o.mlx_on_path, _empty_mlx),
         fault("stray.link", "lib/ollama has a link to a library outside", _stray_link),
         host_view(
             "install.noexec",
@@ -56,6 +59,15 @@ def _binary(**fields: object) -> c.Change:
 
 def _binary_is(file: File) -> c.Change:
     return lambda world, _: world.files.update({BINARY: file})
+
+
+def _variant(how: Callable[[bytes], bytes]) -> c.Change:
+    path = f"{LIB}/libggml-cpu-haswell.so"
+    return lambda world, _: world.files.update({path: dataclasses.replace(world.files[path], mangle=how)})
+
+
+def _empty_mlx(world: World, _: str) -> None:
+    world.files[f"{LIB}/mlx_cuda_v13/libmlxc.so"] = File("bytes")
 
 
 def _no_binary(world: World, _: str) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pytest_gpudiscovery.simulate import build
-from tests.matrix.rows import NOTHING, SHORT, Injection
+from tests.matrix.rows import DATA, NOTHING, SHORT, Injection
 from tests.supervise import rigs
 
 LIMIT_S = 300.0  # for one gate: far beyond the sum of all deadlines of a run that is meant
@@ -110,7 +110,7 @@ def command(injection: Injection, report: Path, path: str) -> tuple[list[str], d
         elif kind == "wrap":
             argv = [*shlex.split(text), *argv]
         elif kind == "option":
-            argv += shlex.split(text)
+            argv += shlex.split(text.replace("{data}", str(DATA)))
     return argv, env
 
 

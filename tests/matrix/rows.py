@@ -159,7 +159,7 @@ def _row(origin: str, line: dict[str, str]) -> Row:
         outcome=text("outcome") or NOTHING,
         cause=text("cause"),
         rows=tuple(word.strip() for word in text("rows").split(",") if word.strip() not in ("", NOTHING)),
-        says=text("says"),
+        says="" if text("says") == NOTHING else text("says"),
         alternatives=tuple(answer(word) for word in text("alternatives").split(",") if word.strip()),
         corrected=text("corrected"),
         why=text("why"),

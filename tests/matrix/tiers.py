@@ -14,7 +14,13 @@ from tests.matrix.rows import NOTHING, Injection, Row
 
 # Faults without a row, each with the reason.
 NOT_RUN: dict[str, str] = {}
-SLOW = ("driver.cuinit.too_slow", "runner.slow", "backend.init.slow", "ctor.ggml_cuda.slow")  # slow by what they are
+SLOW = (
+    "driver.cuinit.too_slow",
+    "runner.slow",
+    "backend.init.slow",
+    "ctor.ggml_cuda.slow",
+    "load.slow",
+)  # slow by what they are
 CHOSEN = ("author", "reach", "healthy")
 
 
