@@ -151,7 +151,8 @@ def _left(group: int, mark: str) -> list[str]:
 
     def alive() -> list[str]:
         found = []
-        for stat in Path("/proc").glob("[0-9]*/stat"):
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            stat = Path(f"/proc/{name}/stat")
             try:
                 words = stat.read_text().rpartition(")")[2].split()
                 state, pgrp = words[0], int(words[2])
@@ -194,7 +195,10 @@ def _read(seen: Seen, path: Path) -> None:
 
 def _finding(stage: str, check: dict[str, Any]) -> dict[str, str]:
     finding = check["finding"]
-    text = f"{finding['summary']}\n{finding['detail']}"
+    more = [
+        json.dumps(what, default=str) for what in (finding["evidence"], check["observed"], check["expected"]) if what
+    ]
+    text = "\n".join((finding["summary"], finding["detail"], *more))
     return {
         "stage": stage,
         "outcome": check["outcome"],

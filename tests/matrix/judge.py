@@ -58,8 +58,8 @@ def _answers(expected: tuple[str, str, str], row: Row, seen: Seen) -> bool:
     verdict, stage, outcome = expected
     if verdict not in ("*", seen.verdict):
         return False
-    if verdict == "degraded" and stage == NOTHING and not row.cause:
-        return True  # nothing blocks, says the verdict; which stage shows what is said there, rows and words tell
+    if verdict != "ready" and stage == NOTHING and not row.cause:
+        return True  # not compared: what is found is told by rows and words, the verdict alone says that nothing blocks
     named = (seen.primary.get("stage", NOTHING), seen.primary.get("outcome", NOTHING))
     if _fits((stage, outcome), named):
         return True
@@ -92,4 +92,4 @@ def _cause(row: Row, seen: Seen) -> bool:
 def _says(row: Row, finding: dict[str, str]) -> bool:
     if row.rows and finding["row"] not in row.rows:
         return False
-    return not row.says or re.search(row.says, finding["text"], re.IGNORECASE | re.DOTALL) is not None
+    return not row.says or re.search(row.says, finding["text"], re.IGNORECASE) is not None
