@@ -11,10 +11,7 @@ from pytest_gpudiscovery.engine import Engine
 from pytest_gpudiscovery.model import CheckOutcome, Verdict
 from pytest_gpudiscovery.options import Settings
 from pytest_gpudiscovery.verdict import conclude
-
-# Deadlines for hangs that are meant: long enough for a loaded machine to reach the call, short enough to wait for.
-HANG_DEADLINES = {"service": 8.0, "nvml": 3.0, "driver": 3.0, "enumeration": 10.0, "runtime": 3.0}
-HANG_DEADLINES |= {"load": 3.0, "backend": 3.0, "bootstrap": 4.0, "serve": 2.0}
+from tests.matrix.rows import SHORT
 
 
 def run_gate(
@@ -28,7 +25,7 @@ def run_gate(
     """Return the verdict on simulated host TEXT; HANGS shortens the deadlines."""
     with tempfile.TemporaryDirectory() as run_dir:
         settings = Settings(
-            until=until, simulate=text, profile=profile, stage_timeout=HANG_DEADLINES if hangs else {}, **changes
+            until=until, simulate=text, profile=profile, stage_timeout=SHORT if hangs else {}, **changes
         )
         built = context.build(settings, run_dir)
         engine = Engine(built, run_dir + "/ledger")
