@@ -43,6 +43,7 @@ class Seen:
     exit: int | None = None  # None: it did not end within LIMIT_S
     primary: dict[str, str] = field(default_factory=dict)  # stage, outcome, cause, summary, detail, row
     findings: list[dict[str, str]] = field(default_factory=list)  # failed or warned: stage, outcome, cause, row, text
+    left_open: list[dict[str, str]] = field(default_factory=list)  # could not be looked at, and why: in the same form
     reached: dict[str, str] = field(default_factory=dict)  # every cause that a check carries -> its row
     seconds: float = 0.0
     bound_s: float = 0.0
@@ -179,6 +180,9 @@ def _read(seen: Seen, path: Path) -> None:
         for check in stage["checks"]:
             if check["finding"]:
                 seen.reached.setdefault(check["finding"]["cause"], check["prerequisite"])
+            if check["outcome"] == "unknown":
+                reason = {"cause": "", "row": check["prerequisite"], "text": check["reason"] or ""}
+                seen.left_open.append({"stage": stage["name"], "outcome": "unknown", **reason})
             if check["finding"] and check["outcome"] in FOUND:
                 seen.findings.append(_finding(stage["name"], check))
         if stage["outcome"] in RAN:

