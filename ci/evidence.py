@@ -2,23 +2,29 @@
 
     python ci/evidence.py NAME --file OUTPUT --command "..." --machine "one H100 80GB HBM3, driver 580.159.04"
 
-writes docs/evidence/NAME.txt (or .json): a header with commit, date, command, machine and SHA-256 of what follows, then
-the output with host names, GPU ids, addresses and private paths replaced. `--check` verifies every checksum.
+writes docs/evidence/NAME.txt: a header with commit, date, command, machine and SHA-256 of what follows, then the
+output with host names, GPU ids, addresses and private paths replaced. A page of Markdown has the same header in a
+comment, a JSON document in a member `stamp`, whose checksum is that of the document without it. `--check` verifies
+every checksum.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import re
 import subprocess
 import sys
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 EVIDENCE = ROOT / "docs" / "evidence"
 MARK = "-" * 100
+MARK_MD = "-->"
+SUFFIXES = ("txt", "md", "json")
 REDACTIONS = (
     (re.compile(r"(GPU|MIG)-(?!00000000)[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"), r"\1-<id>"),
     (re.compile(r"\b(?:[0-9a-f]{2}:){5}[0-9a-f]{2}\b"), "<mac>"),
@@ -51,32 +57,54 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write(name: str, text: str, command: str, machine: str, ran: str = "") -> Path:
-    """Write docs/evidence/NAME with its header and return the path; RAN is the commit that ran, default this one."""
+def write(name: str, text: str, command: str, machine: str, ran: str = "", suffix: str = "txt") -> Path:
+    """Write docs/evidence/NAME.SUFFIX (txt, md or json) with its stamp and return the path.
+
+    RAN is the commit that ran, default this one; JSON must be an object.
+    """
     body = redact(text)
-    header = "\n".join(
-        (
-            f"commit:  {ran or commit()}",
-            f"date:    {datetime.now(timezone.utc).isoformat(timespec='seconds')}",
-            f"command: {redact(command)}",
-            f"machine: {machine}",
-            f"sha256:  {digest(body)} (of everything below the line)",
-            MARK,
-        )
-    )
+    stamp = {
+        "commit": ran or commit(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": redact(command),
+        "machine": machine,
+    }
     EVIDENCE.mkdir(parents=True, exist_ok=True)
-    path = EVIDENCE / f"{name}.txt"
-    path.write_text(f"{header}\n{body}", encoding="utf-8")
+    path = EVIDENCE / f"{name}.{suffix}"
+    if suffix == "json":
+        document = json.loads(body)
+        stamp["sha256"] = digest(canonical(document))
+        path.write_text(json.dumps({"stamp": stamp, **document}, indent=1) + "\n", encoding="utf-8")
+        return path
+    stamp["sha256"] = f"{digest(body)} (of everything below the line)"
+    header = "\n".join(f"{key + ':':<8} {value}" for key, value in stamp.items())
+    begin, end = ("<!--\n", f"\n{MARK_MD}\n") if suffix == "md" else ("", f"\n{MARK}\n")
+    path.write_text(f"{begin}{header}{end}{body}", encoding="utf-8")
     return path
+
+
+def canonical(document: Any) -> str:
+    """Return DOCUMENT as the text whose checksum is stamped, whatever its indentation."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"))
+
+
+def fits(path: Path) -> bool:
+    """Whether the checksum in PATH fits what it holds."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".json":
+        document = json.loads(text)
+        stamp = document.pop("stamp", {})
+        return bool(stamp.get("sha256") == digest(canonical(document)))
+    header, _, body = text.partition(f"{MARK_MD if path.suffix == '.md' else MARK}\n")
+    stamped = re.search(r"^sha256:\s+([0-9a-f]{64})", header, re.MULTILINE)
+    return stamped is not None and stamped.group(1) == digest(body)
 
 
 def check() -> int:
     """Return the number of evidence files whose checksum does not fit what they hold."""
     wrong = 0
-    for path in sorted(EVIDENCE.glob("*.txt")):
-        header, _, body = path.read_text(encoding="utf-8").partition(f"{MARK}\n")
-        stamped = re.search(r"^sha256:\s+([0-9a-f]{64})", header, re.MULTILINE)
-        if stamped is None or stamped.group(1) != digest(body):
+    for path in sorted(one for suffix in SUFFIXES for one in EVIDENCE.glob(f"*.{suffix}")):
+        if not fits(path):
             print(f"{path.relative_to(ROOT)}: the checksum does not fit its content", file=sys.stderr)
             wrong += 1
     return wrong

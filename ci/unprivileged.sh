@@ -29,4 +29,4 @@ echo "--- as uid 65534, $("$python" --version)"
 run() { as_nobody "$public/venv/bin/python" -m pytest -q -n "${JOBS:-2}" --dist load -rs -p no:cacheprovider "$@"; }
 run tests/service/test_unit_files.py tests/test_context.py tests/supervise tests/probes tests/simulate/test_conformance.py
 # Of the fault table the rows in which permissions, identity or what a user may read decide.
-run tests/faults -k "node or env or kernel or libcuda or tmpdir or cuinit or host"
+run tests/faults tests/matrix/test_matrix.py -k "node or env or kernel or libcuda or tmpdir or cuinit or faults"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pytest_gpudiscovery.model import SUMMARY_LIMIT, Check, CheckOutcome, Finding, Kind, Outcome, Severity, Step
+from pytest_gpudiscovery.stages.endings import signal_words
 from pytest_gpudiscovery.stages.spec import Judgement, StageSpec, found
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending
 
@@ -194,8 +195,8 @@ def _engine_check(
 
 
 def _ending_words(result: ChildResult) -> str:
-    if result.ending is Ending.SIGNALLED:
-        return f"signal {result.signal}"
+    if result.ending is Ending.SIGNALLED and result.signal is not None:
+        return signal_words(result.signal)
     if result.ending is Ending.EXITED:
         return f"exit code {result.exit_code}"
     return str(result.ending.value).replace("_", " ")

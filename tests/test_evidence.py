@@ -39,3 +39,13 @@ def test_a_changed_file_is_noticed(evidence: ModuleType) -> None:
     assert evidence.check() == 0
     path.write_text(path.read_text().replace("ready", "blocked"))
     assert evidence.check() == 1
+
+
+@pytest.mark.parametrize("suffix", ["md", "json"])
+def test_a_page_and_a_document_are_stamped_too(evidence: ModuleType, suffix: str) -> None:
+    text = '{"verdict": "ready"}' if suffix == "json" else "# verdict: ready\n"
+    path = evidence.write("run", text, "pytest --gpu-discovery", "one H100", suffix=suffix)
+    assert "0" * 40 in path.read_text()
+    assert evidence.check() == 0
+    path.write_text(path.read_text().replace("ready", "blocked"))
+    assert evidence.check() == 1

@@ -157,3 +157,15 @@ def test_what_the_kernel_log_cannot_explain_is_as_certain_without_it() -> None:
     open_log = record("kernel", Outcome.WARNED, checks=(unknown("P86", "dmesg is restricted", Kind.OBSERVABILITY),))
     (blocker,) = resolve([failed("service", "service.env.ollama_llm_library"), open_log], NUMBERS)
     assert (blocker.confidence, blocker.surer) == (catalogue.causes()["service.env.ollama_llm_library"].confidence, "")
+
+
+def test_what_stops_a_required_stage_comes_before_what_merely_failed() -> None:
+    beside = failed("nvml", "nvml.mig.no_instances", required=False)
+    blockers = resolve([beside, failed("driver", "driver.copy.wrong")], NUMBERS)
+    assert [blocker.stage for blocker in blockers] == ["driver", "nvml"]
+
+
+def test_a_risk_of_another_stage_explains_only_what_names_it() -> None:
+    full = warned("driver", "driver.memory.full")
+    (blocker,) = resolve([full, failed("enumeration", "enumeration.gpu_missing")], NUMBERS)
+    assert blocker.cause == "enumeration.gpu_missing"

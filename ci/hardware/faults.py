@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import comparable
+
 WORK = Path("/tmp/gpu-discovery-faults")  # noqa: S108  made anew by root below, removed at the end
 NOBODY = 65534
 LIMIT_S = 120.0
@@ -71,6 +73,11 @@ class Case:
     outer: str = ""  # words before everything, as root
     wrap: str = ""  # words before the gate's own command, as the user
     options: tuple[str, ...] = ()
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the gate must find nothing to say for either user."""
+        return all(expected in (None, fine()) for expected in (self.root, self.nobody))
 
 
 def blocked(stage: str, *causes: str) -> tuple[tuple[str, ...], str, tuple[str, ...]]:
@@ -266,6 +273,7 @@ def cases(old_driver: str | None) -> list[Case]:
             options=("--gpu-profile", "h200"),
         ),
     ]
+    found += [*_libraries(), *_context()]
     if old_driver is not None:
         both = {"LD_LIBRARY_PATH": old_driver}
         mismatch = blocked("kernel", "kernel.version.mismatch")
@@ -280,6 +288,40 @@ def cases(old_driver: str | None) -> list[Case]:
             ),
         ]
     return found
+
+
+def _libraries() -> list[Case]:
+    """The driver's libraries as files that ld.so cannot use: a farm of links in which one is something else."""
+
+    def case(name: str, pattern: str, make: str, expected: tuple[tuple[str, ...], str, tuple[str, ...]]) -> Case:
+        # The version that ld.so's soname leads to is replaced: links to it stay.
+        lines = f"libs '{pattern}'; for f in $W/orig/{pattern}; do t=$W/farm/$(basename $f); {make}; done"
+        return Case(name, expected, expected, lines)
+
+    unloadable, no_nvml = blocked("driver", "driver.libcuda.unloadable"), fine("nvml.unloadable")
+    text = "echo this is no library >$t"
+    return [
+        case("libcuda is an empty file", "libcuda.so.[0-9]*", "touch $t", unloadable),
+        case("libcuda is a text file", "libcuda.so.[0-9]*", text, unloadable),
+        case("NVML is an empty file", "libnvidia-ml.so.[0-9]*", "touch $t", no_nvml),
+        case("NVML is a text file", "libnvidia-ml.so.[0-9]*", text, no_nvml),
+    ]
+
+
+def _context() -> list[Case]:
+    """What a service may hand to its children, beyond the cases above."""
+    no_permission = blocked("kernel", NODE + "no_permission")
+    missing, unusable = fine("service.preload.missing"), fine("service.preload.unusable")
+    few, tmp = fine("service.limit.descriptors_few"), fine("loopback.tmp.missing")
+    listed = "mkdir -p $W; echo this is no library >$W/text.so"
+    return [
+        Case("CUDA_VISIBLE_DEVICES='-1'", blocked(*HIDES), blocked(*HIDES), env={"CUDA_VISIBLE_DEVICES": "-1"}),
+        Case("nvidiactl 0600", fine(), no_permission, "dev ''; chmod 600 /dev/nvidiactl"),
+        Case("LD_PRELOAD of no file", missing, missing, env={"LD_PRELOAD": "/nonexistent/libgone.so"}),
+        Case("LD_PRELOAD of a text file", unusable, unusable, listed, env={"LD_PRELOAD": f"{WORK}/ns/text.so"}),
+        Case("ulimit -n 100", few, few, wrap="prlimit --nofile=100:1024"),
+        Case("TMPDIR does not exist", tmp, tmp, env={"TMPDIR": "/nonexistent/tmp"}),
+    ]
 
 
 def run(case: Case, user: str, index: int) -> dict[str, Any]:
@@ -329,19 +371,23 @@ def judge(case: Case, user: str, said: dict[str, Any]) -> dict[str, Any]:
         right = right and primary.get("stage") == stage and primary.get("cause") in causes
     elif causes:
         right = right and bool(findings & set(causes))
+    shown = primary.get("cause", "") or ", ".join(sorted(findings))
     return {
+        **comparable.row(
+            "faults",
+            f"{case.name} ({user})",
+            "" if case.healthy else case.name,
+            f"{'/'.join(verdicts)} {stage} {'/'.join(causes)}",
+            f"{verdict['verdict']} {primary.get('stage', '')} {shown}",
+            right,
+            said["seconds"],
+        ),
         "case": case.name,
         "user": user,
-        "right": right,
-        "expected": {"verdict": list(verdicts), "stage": stage, "causes": list(causes)},
-        "seen": {
-            "verdict": verdict["verdict"],
-            "exit": said["code"],
-            "stage": primary.get("stage", ""),
-            "cause": primary.get("cause", ""),
-            "findings": sorted(findings),
-        },
-        "seconds": said["seconds"],
+        "exit": said["code"],
+        "verdict": verdict["verdict"],
+        "stage": primary.get("stage", ""),
+        "cause": shown,
         "tail": "" if right else said["tail"],
     }
 
@@ -370,10 +416,9 @@ def main() -> int:
                 rows.append(judge(case, user, run(case, user, index)))
                 row = rows[-1]
                 mark = "ok   " if row["right"] else "WRONG"
-                seen = row["seen"]
                 print(
-                    f"{mark} {case.name:<36} {user:<7}{seen['verdict']:<9}{row['seconds']:6.1f} s  {seen['stage']} "
-                    f"{seen['cause'] or ', '.join(seen['findings'])}",
+                    f"{mark} {case.name:<36} {user:<7}{row['verdict']:<9}{row['time']:6.1f} s  {row['stage']} "
+                    f"{row['cause']}",
                     flush=True,
                 )
                 if not row["right"]:
@@ -382,7 +427,7 @@ def main() -> int:
     right = sum(row["right"] for row in rows)
     print(f"{right} of {len(rows)} named rightly")
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "faults.json").write_text(json.dumps(rows, indent=1))
+    comparable.write(options.out / "faults.json", rows)
     return int(right != len(rows))
 
 

@@ -21,6 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import comparable
+
 WORK = Path("/tmp/gpu-discovery-install-faults")  # noqa: S108  made anew below, removed at the end
 LIMIT_S = 180.0
 SHORT_S = "4"
@@ -201,12 +203,13 @@ def judge(case: Case, said: dict[str, Any]) -> dict[str, Any]:
     elif expected == "ready":
         right = right and not findings
     shown = primary.get("cause") or ", ".join(findings)
+    words = (verdict["verdict"], primary.get("stage", ""), shown)
+    fault = "" if case.name.startswith("healthy") else case.name
     return {
-        "case": case.name,
-        "right": right,
-        "expected": case.expected,
-        "seen": [verdict["verdict"], primary.get("stage", ""), shown],
-        "seconds": said["seconds"],
+        **comparable.row(
+            "install_faults", case.name, fault, " ".join(case.expected), " ".join(words), right, said["seconds"]
+        ),
+        "words": words,
         "tail": "" if right else said["tail"],
     }
 
@@ -231,15 +234,15 @@ def main() -> int:
             continue
         row = judge(case, run(case, options.ollama, options.ptx_only, number))
         rows.append(row)
-        mark, seen = "ok   " if row["right"] else "WRONG", row["seen"]
-        print(f"{mark} {case.name:<34}{seen[0]:<10}{row['seconds']:6.1f} s  {seen[1]} {seen[2]}", flush=True)
+        mark, seen = "ok   " if row["right"] else "WRONG", row["words"]
+        print(f"{mark} {case.name:<34}{seen[0]:<10}{row['time']:6.1f} s  {seen[1]} {seen[2]}", flush=True)
         if not row["right"]:
             print(f"      expected {row['expected']}\n      {row['tail'][-900:]!r}", flush=True)
     shutil.rmtree(WORK, ignore_errors=True)
     right = sum(row["right"] for row in rows)
     print(f"{right} of {len(rows)} named rightly")
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "install_faults.json").write_text(json.dumps(rows, indent=1))
+    comparable.write(options.out / "install_faults.json", rows)
     return int(right != len(rows))
 
 

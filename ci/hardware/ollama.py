@@ -23,6 +23,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import comparable
 from ollama_cases import WORK, Case, build, cases
 
 NAMES = "machine, newer (machine code, to 0.24), ptx (PTX only), llama (from 0.30)"
@@ -126,16 +127,25 @@ def row(case: Case, base: Path, number: int) -> dict[str, Any]:
     named = (not case.causes or cause in case.causes) and case.stage in ("", primary.get("stage"))
     agree = said == ("gpu" if computes == "gpu" else "cpu")  # a server that does not start computes on no GPU
     shutil.rmtree(install)
+    right = agree and case.computes in ("", computes) and (said == "gpu" or named)
+    healthy = case.name in ("healthy", "as uid 65534")
     return {
+        **comparable.row(
+            "ollama",
+            f"{case.install}: {case.name}",
+            "" if healthy else case.name,
+            f"Ollama computes on {case.computes or 'either'} {case.stage} {'/'.join(case.causes)}",
+            f"Ollama: {computes}, gate: {verdict['verdict']} {primary.get('stage', '')} {cause}",
+            right,
+            round(took, 2),
+        ),
         "install": case.install,
         "case": case.name,
-        "right": agree and case.computes in ("", computes) and (said == "gpu" or named),
         "ollama": computes,
         "ollama_s": round(seconds, 2),
         "gate": verdict["verdict"],
         "gate_s": round(took, 2),
         "cause": f"{primary.get('stage', '')} {cause}".strip(),
-        "expected": [case.computes, list(case.causes), case.stage],
         "stages": {stage["name"]: [stage["outcome"], stage["duration_s"]] for stage in verdict["stages"]},
         "tail": tail,
     }
@@ -176,7 +186,7 @@ def main() -> int:
     right = sum(said["right"] for said in rows)
     print(f"{right} of {len(rows)}: the gate and Ollama agree, and the cause is the injected one")
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "ollama.json").write_text(json.dumps(rows, indent=1))
+    comparable.write(options.out / "ollama.json", rows)
     return int(right != len(rows))
 
 

@@ -9,6 +9,7 @@ Ranking, in this order:
    the cause id and the summary. So the result does not depend on the order in which findings are given.
 4. What is left beside the first root is an independent blocker, listed after it.
    Its confidence is its finding's, less where the gate could not look for what would explain it (certainty.py).
+   Roots that stop a required stage come before all others: what merely failed beside them does not block.
 5. Where Ollama itself sees every GPU (`gate.disagrees`, docs/decisions/0006), what failed in earlier stages that are
    not required is listed under that: nothing of it stops Ollama.
 """
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 
 from pytest_gpudiscovery.diagnosis import catalogue, certainty
 from pytest_gpudiscovery.diagnosis.patterns import matches
-from pytest_gpudiscovery.model import Blocker, CheckOutcome, Finding, Outcome, StageRecord
+from pytest_gpudiscovery.model import Blocker, CheckOutcome, Finding, Kind, Outcome, StageRecord
 
 OVERRULES = "gate.disagrees"
 EVERYTHING = "*"  # in `explained_by`: every failed cause of an earlier stage
@@ -55,16 +56,19 @@ def resolve(records: Iterable[StageRecord], numbers: Mapping[str, int]) -> tuple
     )
     overruling = next((item for item in found if item.finding.cause == OVERRULES), None)
     roots: dict[tuple[str, str, str], tuple[_Found, _Found, list[str]]] = {}
+    required = set()  # keys of the roots that stop a required stage
     for item in found:
         if not item.failed:
             continue
         root = _root(item, found)
         if overruling is not None and not item.record.required and item.number < overruling.number:
             root = overruling
+        if item.record.required:
+            required.add(root.key)
         entry = roots.setdefault((root.record.name, root.subject, root.finding.cause), (root, item, []))
         if item.finding.cause != root.finding.cause:
             entry[2].append(item.finding.cause)
-    ordered = sorted(roots.values(), key=lambda entry: entry[0].key)
+    ordered = sorted(roots.values(), key=lambda entry: (entry[0].key not in required, entry[0].key))
     return tuple(_blocker(root, blocked, consequences, records) for root, blocked, consequences in ordered)
 
 
@@ -76,7 +80,7 @@ def _root(item: _Found, found: list[_Found]) -> _Found:
             (
                 other
                 for other in found
-                if other.finding.cause not in seen and cause and _explains(other, item, cause.explained_by)
+                if other.finding.cause not in seen and cause and _explains(other, item, _patterns(other, cause))
             ),
             None,
         )
@@ -84,6 +88,17 @@ def _root(item: _Found, found: list[_Found]) -> _Found:
             return item
         seen.add(explains.finding.cause)
         item = explains
+
+
+def _patterns(other: _Found, cause: catalogue.Cause) -> tuple[str, ...]:
+    """Return the patterns of CAUSE by which OTHER may explain it.
+
+    A pattern that is a whole stage ("driver.") means whatever went wrong there: not a risk that was merely said.
+    """
+    entry = catalogue.causes().get(other.finding.cause)
+    if other.failed or entry is None or entry.kind is Kind.BLOCKING:
+        return cause.explained_by
+    return tuple(pattern for pattern in cause.explained_by if pattern.find(".") != len(pattern) - 1)
 
 
 def _explains(other: _Found, item: _Found, patterns: tuple[str, ...]) -> bool:

@@ -36,6 +36,8 @@ DELETED = " (deleted)"
 def find_binary(view: HostView, wanted: str | None, hints: Sequence[tuple[str, str]], path: str) -> dict[str, Any]:
     """Return the binary: {"path", "realpath", "source", "executable", "mode", "uid", "gid", "size", "elf", "tried"}.
 
+    "script" says whether it begins with "#!" and starts a program that could not be told.
+
     WANTED is a binary or an install prefix. Without it HINTS, (source, path) in the order of their weight, then the
     running server, PATH and the usual places are searched. "wrapper" is the script that was found first, "others"
     lists {"path", "source"} of different files that the rest of the search would give, "server" the running server.
@@ -83,6 +85,7 @@ def _look(view: HostView, option: str) -> dict[str, Any] | None:
         "path": option,
         "realpath": real,
         "wrapper": wrapper,
+        "script": text(view, real, 2) == "#!",
         "executable": view.access(real, os.X_OK),
         "mode": status["mode"],
         "uid": status["uid"],

@@ -13,10 +13,13 @@ from typing import Any
 from pytest_gpudiscovery.simulate import (
     faults_answers,
     faults_backend,
+    faults_conditions,
+    faults_context,
     faults_discovery,
     faults_environment,
     faults_gpu,
     faults_hang,
+    faults_install,
     faults_kernel,
     faults_library,
     faults_loading,
@@ -41,6 +44,9 @@ TABLES = (
     variants_gpu,
     variants_host,
     variants_install,
+    faults_install,
+    faults_context,
+    faults_conditions,
 )
 
 

@@ -37,7 +37,10 @@ def plan(
     if results:
         return None
     nvml = prior["nvml"].facts if "nvml" in prior and isinstance(prior["nvml"].facts, dict) else {}
-    busy = {} if context.allow_busy else {str(pci).lower(): pids for pci, pids in (nvml.get("in_use") or {}).items()}
+    # Where another process holds a GPU for itself a context takes nothing from it: whether it can be had is the check.
+    held = {str(pci).lower() for pci in nvml.get("held") or ()}
+    used = {str(pci).lower(): pids for pci, pids in (nvml.get("in_use") or {}).items()}
+    busy = {} if context.allow_busy else {pci: pids for pci, pids in used.items() if pci not in held}
     # The gate must neither warm the service's JIT cache nor miss it unnoticed: its one small kernel is compiled anew.
     env = {**context.env, "CUDA_CACHE_DISABLE": "1"}
     deadline = deadline_for(context, "driver", SPEC.deadline_s)
@@ -218,5 +221,13 @@ SPEC = StageSpec(
         "cuLaunchKernel": "driver.kernel.hang",
         "cuCtxSynchronize": "driver.kernel.hang",
     },
-    crash_causes={"dlopen": "driver.dlopen.crash", "cuInit": "driver.cuinit.crash"},
+    crash_causes={
+        "dlopen": "driver.dlopen.crash",
+        "cuInit": "driver.cuinit.crash",
+        "cuDevicePrimaryCtx": "driver.context.crash",
+        "cuCtxSetCurrent": "driver.context.crash",
+        "cuModule": "driver.kernel.crash",
+        "cuLaunchKernel": "driver.kernel.crash",
+        "cuCtxSynchronize": "driver.kernel.crash",
+    },
 )

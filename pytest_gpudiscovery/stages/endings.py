@@ -41,13 +41,18 @@ def in_driver(result: ChildResult) -> bool:
     return result.ending in HANG_OUTCOMES and (result.ending is Ending.UNKILLABLE or not shown)
 
 
+def signal_words(number: int) -> str:
+    """Return "signal 7 (SIGBUS)": the name tells a file that was cut off from a bad pointer."""
+    try:
+        return f"signal {number} ({signals.Signals(number).name})"
+    except ValueError:
+        return f"signal {number}"
+
+
 def words(result: ChildResult) -> str:
     """Return how the child ended: "signal 11 (SIGSEGV)", "exit status 127", "exit status 0 without an answer"."""
     if result.ending is Ending.SIGNALLED and result.signal is not None:
-        try:
-            return f"signal {result.signal} ({signals.Signals(result.signal).name})"
-        except ValueError:
-            return f"signal {result.signal}"
+        return signal_words(result.signal)
     if result.ending is Ending.NO_ANSWER:
         return "exit status 0 without an answer"
     if result.ending is Ending.EXITED:

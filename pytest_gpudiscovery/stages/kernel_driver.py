@@ -160,7 +160,9 @@ def judge_libraries(seen: Seen, libraries: list[Mapping[str, Any]], env: Mapping
     if cuda.get("path"):
         checks.append(passed("P37", reason=f"{cuda['path']} ({cuda['rule']})", observed=[dict(cuda), dict(nvml)]))
         if not nvml.get("path"):
-            checks.append(found("kernel.user_space.no_nvml", {}))
+            passed_over = nvml.get("passed_over") or []
+            state = f"cannot be used ({passed_over[0]['why']})" if passed_over else "is missing"
+            checks.append(found("kernel.user_space.no_nvml", {"state": state}, observed=passed_over or None))
     elif cuda.get("passed_over"):
         first = cuda["passed_over"][0]
         checks.append(found("kernel.user_space.unusable", {**facts, **first}, observed=cuda["passed_over"]))

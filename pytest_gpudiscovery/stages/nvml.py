@@ -150,7 +150,8 @@ def _init_seconds(given: StageInput) -> float | None:
 
 
 def _facts(seen: Mapping[str, Any]) -> dict[str, Any]:
-    gpus = [nvml_gpu.facts(gpu) for gpu in objects(seen.get("gpus"))]
+    raw = objects(seen.get("gpus"))
+    gpus = [nvml_gpu.facts(gpu) for gpu in raw]
     system = mapping(seen.get("system"))
     return {
         "library": seen.get("library"),
@@ -160,6 +161,7 @@ def _facts(seen: Mapping[str, Any]) -> dict[str, Any]:
         "cuda_driver": integer(system.get("cuda_driver")),
         "gpus": gpus,
         "in_use": {gpu["pci"]: gpu["pids"] for gpu in gpus if gpu["pci"] and gpu["pids"]},
+        "held": [gpu["pci"] for gpu, one in zip(gpus, raw, strict=True) if gpu["pci"] and nvml_gpu.held_by(one)],
     }
 
 

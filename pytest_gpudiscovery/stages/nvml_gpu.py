@@ -12,6 +12,7 @@ from pytest_gpudiscovery.stages.identity import code_of, integer, mapping, objec
 from pytest_gpudiscovery.stages.identity import uuid as digits_of
 from pytest_gpudiscovery.stages.spec import found, not_applicable, passed, unknown
 
+EXCLUSIVE = (1, 3)  # NVML_COMPUTEMODE_EXCLUSIVE_THREAD (of old drivers), _PROCESS
 COMPUTE_MODES = {0: "Default", 1: "Exclusive_Thread", 2: "Prohibited", 3: "Exclusive_Process"}
 # An exclusive mode binds the MPS server that takes the GPU, not the server's clients (docs.nvidia.com/deploy/mps, "When
 # to Use MPS", Limitations); NVIDIA's own instructions set the mode before they start MPS (topic_6_1_1_1).
@@ -106,6 +107,14 @@ def _health(gpu: Mapping[str, Any], index: int | None, subject: str) -> list[Che
     return checks
 
 
+def held_by(gpu: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the processes that keep GPU, which is in an exclusive compute mode, from Ollama; none of them Ollama's."""
+    if integer(gpu.get("compute_mode")) not in EXCLUSIVE:
+        return []
+    processes = objects(gpu.get("processes"))
+    return [one for one in processes if not str(one.get("name") or "").startswith((*OLLAMA_PROCESSES, MPS_SERVER))]
+
+
 def _compute_mode(gpu: Mapping[str, Any], index: int | None, subject: str) -> Check:
     mode = integer(gpu.get("compute_mode"))
     if mode is None:
@@ -113,12 +122,7 @@ def _compute_mode(gpu: Mapping[str, Any], index: int | None, subject: str) -> Ch
     name = COMPUTE_MODES.get(mode, str(mode))
     if mode == 2:
         return found("nvml.compute_mode.prohibited", {"index": index}, subject=subject, observed=name)
-    holders = [
-        process
-        for process in objects(gpu.get("processes"))
-        if not str(process.get("name") or "").startswith((*OLLAMA_PROCESSES, MPS_SERVER))
-    ]
-    if mode in (1, 3) and holders:
+    if holders := held_by(gpu):
         pids = ", ".join(f"{process.get('pid')} ({process.get('name') or '?'})" for process in holders)
         details = {"index": index, "mode": name, "pids": pids}
         return found("nvml.compute_mode.held", details, subject=subject, expected="no other process", observed=holders)

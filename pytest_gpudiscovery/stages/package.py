@@ -10,7 +10,7 @@ from pytest_gpudiscovery.model import Check, StageRecord
 from pytest_gpudiscovery.probes import eras
 from pytest_gpudiscovery.stages import directories, package_files
 from pytest_gpudiscovery.stages.looking import in_order, loader_env, look
-from pytest_gpudiscovery.stages.package_files import BACKEND, cut_off, has_backend, shown_name
+from pytest_gpudiscovery.stages.package_files import BACKEND, MACHINES, cut_off, has_backend, shown_name
 from pytest_gpudiscovery.stages.spec import (
     Judgement,
     RunContext,
@@ -99,6 +99,8 @@ def _binary(binary: Mapping[str, Any], uid: int) -> list[Check]:
     elf = binary.get("elf") or {}
     if not binary["executable"]:
         return [found("package.ollama.not_executable", facts, expected="an executable file", observed=facts["mode"])]
+    if (problem := _no_program(binary, elf)) is not None:
+        return [found("package.ollama.not_program", {**facts, "problem": problem}, expected="an ELF program")]
     if cut_off(elf):
         return [found("package.ollama.truncated", {**facts, **elf}, expected=elf["needs"], observed=elf["size"])]
     checks = []
@@ -110,6 +112,16 @@ def _binary(binary: Mapping[str, Any], uid: int) -> list[Check]:
         checks.append(found("package.ollama.another", facts, observed=others))
     observed = {"realpath": binary["realpath"], "size": binary["size"], "source": binary.get("source")}
     return checks or [passed("P01", reason=binary["path"], observed=observed)]
+
+
+def _no_program(binary: Mapping[str, Any], elf: Mapping[str, Any]) -> str | None:
+    """Return why the kernel cannot start the file; None where it can, or where a script or nobody says what it is."""
+    if "problem" in elf:
+        return None if binary.get("script") else str(elf["problem"])
+    machine = MACHINES.get(os.uname().machine)
+    if "class" not in elf or machine is None or (elf["class"] == 64 and elf["machine"] == machine):
+        return None
+    return f"ELF class {elf['class']}, machine {elf['machine']}"
 
 
 def _cwd(given: StageInput, seen: Mapping[str, Any], era: str | None) -> list[Check]:

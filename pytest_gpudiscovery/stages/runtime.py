@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_gpudiscovery.model import Check, CheckOutcome, Outcome, StageRecord
-from pytest_gpudiscovery.stages.endings import defect, in_driver
+from pytest_gpudiscovery.stages.endings import defect, in_driver, signal_words
 from pytest_gpudiscovery.stages.identity import integer, mapping, objects, string
 from pytest_gpudiscovery.stages.nvml_gpu import as_warning
 from pytest_gpudiscovery.stages.runtime_library import judge_library, views
@@ -235,7 +235,7 @@ def _ending(result: ChildResult, target: Target, subject: str, deadline_s: float
         "file": posixpath.basename(target.libraries[0]),
         "deadline_s": round(deadline_s, 3),
         "blocked_in": result.evidence.get("blocked_in", "unknown"),
-        "ending": f"signal {result.signal}" if result.ending is Ending.SIGNALLED else f"exit code {result.exit_code}",
+        "ending": signal_words(result.signal) if result.signal else f"exit code {result.exit_code}",
     }
     cause = "runtime.hang" if result.ending in HANG_OUTCOMES else "runtime.crash"
     evidence = {"step": step, "blocked_in": facts["blocked_in"], "stderr": result.stderr[-2000:]}

@@ -13,7 +13,7 @@ from typing import Any
 
 from pytest_gpudiscovery.model import Check, Kind
 from pytest_gpudiscovery.stages import backend_pass, identity
-from pytest_gpudiscovery.stages.endings import HANG_OUTCOMES, defect, words
+from pytest_gpudiscovery.stages.endings import HANG_OUTCOMES, defect, signal_words, words
 from pytest_gpudiscovery.stages.identity import integer, mapping, objects, string
 from pytest_gpudiscovery.stages.spec import found, not_applicable, passed, unknown
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending
@@ -123,7 +123,7 @@ def _child(name: str, child: Facts, first: Facts, how: str, result: ChildResult,
     facts["library"] = backend_pass.library(first)
     ended = integer(child.get("exit"))
     if ended is not None:
-        facts["ending"] = f"signal {-ended}" if ended < 0 else f"exit status {ended}"
+        facts["ending"] = signal_words(-ended) if ended < 0 else f"exit status {ended}"
         cause = "backend.second_pass.arch" if NOT_COMPILED in result.stderr else "backend.second_pass.crash"
         facts |= {"step": f"second pass of {name}"}
         return [found(cause, facts, subject=subject, observed=ended, evidence=result.stderr[-backend_pass.TAIL :])]

@@ -7,6 +7,7 @@ from typing import Any
 
 from pytest_gpudiscovery.model import Check, Kind, Severity, StageRecord
 from pytest_gpudiscovery.stages import service_sandbox
+from pytest_gpudiscovery.stages.endings import signal_words
 from pytest_gpudiscovery.stages.looking import in_order, loader_env, look
 from pytest_gpudiscovery.stages.service_env import judge_environment
 from pytest_gpudiscovery.stages.spec import (
@@ -120,7 +121,7 @@ def _started(seen: Mapping[str, Any], result: ChildResult, given: StageInput) ->
         "first": first,
         "source": ", ".join(sources),
         "deadline_s": min(PRELOAD_S * given.context.scale, given.deadline_s),
-        "ending": f"signal {result.signal}" if result.signal else f"exit code {result.exit_code}",
+        "ending": signal_words(result.signal) if result.signal else f"exit code {result.exit_code}",
         "stderr": result.stderr.strip()[-300:] or "none",
     }
     if result.ending in (Ending.TIMED_OUT, Ending.UNKILLABLE):

@@ -2,55 +2,36 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 import time
-from collections.abc import Mapping
 from typing import Any
 
-from pytest_gpudiscovery import context, simulate
+from pytest_gpudiscovery import context
 from pytest_gpudiscovery.engine import Engine
 from pytest_gpudiscovery.model import CheckOutcome, Verdict
 from pytest_gpudiscovery.options import Settings
-from pytest_gpudiscovery.stages.spec import RunContext
-from pytest_gpudiscovery.supervise.types import Identity
 from pytest_gpudiscovery.verdict import conclude
-
-# Deadlines for hangs that are meant: long enough for a loaded machine to reach the call, short enough to wait for.
-HANG_DEADLINES = {"service": 8.0, "nvml": 3.0, "driver": 3.0, "enumeration": 10.0, "runtime": 3.0}
-HANG_DEADLINES |= {"load": 3.0, "backend": 3.0, "bootstrap": 4.0, "serve": 2.0}
-NOBODY = Identity(65534, 65534, (65534,), "nobody")
+from tests.matrix.rows import SHORT
 
 
 def run_gate(
     text: str,
     *,
-    as_nobody: bool = False,
     until: str | None = "runtime",
     profile: str = "any",
     hangs: bool = False,
     **changes: Any,
 ) -> Verdict:
-    """Return the verdict on simulated host TEXT; AS_NOBODY drops the probes to uid 65534 (root only)."""
+    """Return the verdict on simulated host TEXT; HANGS shortens the deadlines."""
     with tempfile.TemporaryDirectory() as run_dir:
         settings = Settings(
-            until=until, simulate=text, profile=profile, stage_timeout=HANG_DEADLINES if hangs else {}, **changes
+            until=until, simulate=text, profile=profile, stage_timeout=SHORT if hangs else {}, **changes
         )
         built = context.build(settings, run_dir)
-        if as_nobody:
-            built = readable(built)
         engine = Engine(built, run_dir + "/ledger")
         started = time.time()
         engine.complete()
         return conclude(engine, started=started, selection={})
-
-
-def readable(built: RunContext) -> RunContext:
-    """Return BUILT for probes of uid 65534: that user must reach the simulated libraries."""
-    import os
-
-    os.chmod(built.run_dir, 0o755)
-    return dataclasses.replace(built, setup=dataclasses.replace(built.setup, identity=NOBODY))
 
 
 def primary(verdict: Verdict) -> tuple[str, str, str]:
@@ -69,8 +50,3 @@ def warnings(verdict: Verdict) -> set[str]:
         for check, finding in record.findings
         if check.outcome in (CheckOutcome.FAILED, CheckOutcome.WARNED)
     }
-
-
-def simulated_faults() -> list[Mapping[str, Any]]:
-    """Return every fault of the registry."""
-    return list(simulate.faults())

@@ -23,6 +23,8 @@ from tests.simulate.conftest import Make, ask, run
 
 VALUES = {
     "hang.": "/nowhere/x",
+    "runner.loaded.path": "/nowhere/x",
+    "tmpdir.path": "/nowhere/x",
     "libcuda.lacks": "cuInit",
     "nvml.lacks": "nvmlInit_v2",
     "cudart.lacks": "cudaSetDevice",

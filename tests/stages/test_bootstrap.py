@@ -1,6 +1,6 @@
 """Stages 12 and 13 with real children on simulated hosts: what they saw, what a hang leaves, and that nothing is left.
 
-Which cause each fault gets is in tests/faults/expected.txt.
+Which cause each fault gets is in tests/matrix/data.
 """
 
 from __future__ import annotations

@@ -223,17 +223,18 @@ def test_an_unreadable_library_is_named_for_the_user(prefix: Path) -> None:
 def test_a_noexec_mount_is_seen_in_mountinfo(tmp_path: Path) -> None:
     install(tmp_path / "usr", "cuda_v12")
     lib = tmp_path / "usr" / "lib" / "ollama"
+    program = {
+        "type": "file",
+        "mode": 0o755,
+        "size": LIBRARY.stat().st_size,
+        "b64": base64.b64encode((lib / "libggml-base.so").read_bytes()[:4096]).decode(),
+    }
     entries: hosts.Entries = {
         "/proc/self/mountinfo": hosts.file(
             "22 1 0:21 / / rw - overlay overlay rw\n23 22 0:6 / /opt rw,noexec - ext4 /dev/vdb rw\n"
         ),
-        "/opt/bin/ollama": hosts.file(mode=0o755, size=100),
-        "/opt/lib/ollama/cuda_v12/libggml-cuda.so": {
-            "type": "file",
-            "mode": 0o644,
-            "size": LIBRARY.stat().st_size,
-            "b64": base64.b64encode((lib / "libggml-base.so").read_bytes()[:4096]).decode(),
-        },
+        "/opt/bin/ollama": program,
+        "/opt/lib/ollama/cuda_v12/libggml-cuda.so": {**program, "mode": 0o644},
     }
     given_context = hosts.context(entries, ollama_path="/opt")
     said = hosts.judged(SPEC, given_context, hosts.in_process(SPEC, given_context))

@@ -100,6 +100,7 @@ static int answer(char *body, size_t room)
         return 500;
     }
     load_once();
+    sim_act("ollama.loaded", &code);
     go_duration(took, sizeof took, go_now() - begun);
     go_log(GO_DEBUG, "runner.go:1386", "dummy model load took", "duration", took, NULL);
     count = ollama_devices(devices, OLLAMA_DEVICES);
