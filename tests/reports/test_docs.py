@@ -26,6 +26,8 @@ SIMULATED = {
     "pytest --gpu-discovery --gpu-until enumeration": "h100",
     "gpu-discovery gate --gpu-until runtime --gpu-profile h100": "h100",
 }
+# Run as they stand; what follows them has to be in their output.
+SHOWN = ("grep failure tests/ollama/corpus/captured.log", "gpu-discovery explain tests/ollama/corpus/captured.log")
 NOT_RUN = {
     "ci/demo.sh": "makes a virtual environment over the network; the gate that it runs is in SIMULATED",
     "ci/test.sh": "is what runs this",
@@ -84,6 +86,15 @@ def run(command: str, cwd: Path, *more: str) -> subprocess.CompletedProcess[str]
     )
 
 
+def follows(wanted: list[str], done: subprocess.CompletedProcess[str]) -> None:
+    """Assert that the lines WANTED are in the output of DONE, in order; "..." stands for lines that are left out."""
+    left = done.stdout
+    for line in (line for line in wanted if line != "..."):
+        match = re.search(pattern(line), left)
+        assert match is not None, f"{line!r} is not in what is left of:\n{done.stdout}{done.stderr}"
+        left = left[match.end() :]
+
+
 @pytest.mark.parametrize("name", WHOLE)
 def test_every_block_does_what_the_page_says(name: str, tmp_path: Path) -> None:
     (tmp_path / "tests").symlink_to(ROOT / "tests")  # logs that a page names
@@ -98,11 +109,7 @@ def test_every_block_does_what_the_page_says(name: str, tmp_path: Path) -> None:
         for command, wanted in commands(text):
             done = run(command, tmp_path)
             ran += 1
-            left = done.stdout
-            for line in wanted:
-                match = re.search(pattern(line), left)
-                assert match is not None, f"{line!r} is not in what is left of:\n{done.stdout}{done.stderr}"
-                left = left[match.end() :]
+            follows(wanted, done)
     assert ran
 
 
@@ -115,7 +122,26 @@ def test_every_command_is_run_or_said_not_to_be() -> None:
         if language == "console"
         for command, _ in commands(text)
     }
-    assert found == SIMULATED.keys() | NOT_RUN.keys()
+    assert found == SIMULATED.keys() | NOT_RUN.keys() | set(SHOWN)
+
+
+def test_what_the_readme_shows_of_a_log_is_what_is_said() -> None:
+    shown = [
+        (command, wanted)
+        for language, text in blocks(ROOT / "README.md")
+        if language == "console"
+        for command, wanted in commands(text)
+        if command in SHOWN
+    ]
+    assert {command for command, _ in shown} == set(SHOWN)
+    for command, wanted in shown:
+        if command.startswith("grep"):
+            done = subprocess.run(
+                shlex.split(command), cwd=ROOT, capture_output=True, text=True, timeout=20, check=True
+            )
+        else:
+            done = run(command, ROOT)
+        follows(wanted, done)
 
 
 @pytest.mark.parametrize("command", SIMULATED)
