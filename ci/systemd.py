@@ -64,6 +64,9 @@ class Bed:
         """Boot it; raises OSError or RuntimeError with a reason when that cannot be had here."""
         self.directory = directory
         self.systemd = PrivateSystemd(directory)
+        for place in ("/tmp", "/var/tmp"):  # noqa: S108 - of its own: other gates may run on this machine
+            if self.systemd.run(["mount", "-t", "tmpfs", "tmpfs", place]).returncode != 0:
+                raise RuntimeError(f"no {place} of its own")
         self.host = directory / "host"
         self.home = directory / "home"
         self.home.mkdir(mode=0o755)
@@ -206,7 +209,7 @@ def rows(bed: Bed, keep: Path | None) -> int:
 
 
 def _left(bed: Bed) -> list[str]:
-    """Return the gate's directories and units that are there; other gates of this machine may have some too."""
+    """Return the gate's directories and units that are there."""
     names = bed.systemd.run(["sh", "-c", "ls -d /tmp/gpu-discovery-* /var/tmp/gpu-discovery-* 2>/dev/null"]).stdout
     return [*names.split(), *bed.units().splitlines()]
 
