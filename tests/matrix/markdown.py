@@ -84,7 +84,7 @@ def _misses(rows: Iterable[Mapping[str, Any]]) -> list[str]:
         also = f", or {', '.join(wanted['alternatives'])}" if wanted.get("alternatives") else ""
         expected = f"{wanted['verdict']} {wanted['stage']} {wanted['outcome']} {cause}{also}"
         said = f"{seen['verdict']} {seen['stage']} {seen['outcome']} {seen['cause'] or ', '.join(seen['findings'])}"
-        why = row["corrected"]["why"] if "corrected" in row else "not explained"
+        why = row.get("why") or "not explained"
         mark = "corrected: " if row.get("corrected", {}).get("right") else ""
         cells = (row["name"], row["origin"], ", ".join(row["wrong"]), expected, said, mark + why)
         lines.append([f"`{cells[0]}`", *(str(cell).replace("|", "\\|").strip() for cell in cells[1:])])

@@ -13,7 +13,8 @@ Columns (tab separated, the first line names them; a column that a file lacks is
     rows says     instead of the cause: prerequisite rows (comma), regular expression over summary and explanation
     alternatives  further answers that are right too: VERDICT/STAGE/OUTCOME, comma between; a part may be "*"
     corrected     the answer by the mechanism, where who wrote the row erred: VERDICT/STAGE/OUTCOME/ROWS/SAYS
-    why           the mechanism, the relation of a pair, or why it was corrected
+    why           the mechanism, the relation of a pair; after "Corrected:" why it was corrected, after "Gap:" what the
+                  gate still owes
 Origins: `author` who knows the catalogue, `blind` who had seen the mechanism only, `pair` and `blind-pair` two faults
 at once, `reach` rows that reach what the others do not, `healthy` hosts, `held-out` written last and run once.
 """

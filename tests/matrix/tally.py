@@ -130,6 +130,7 @@ def record(one: Judged) -> dict[str, Any]:
         after = judge(correction(row), seen)
         found["corrected"] = {"expected": row.corrected, "why": row.why, "right": after.right}
     if not one.right:
+        found["why"] = row.why
         summary = seen.primary.get("text", "").partition("\n")[0]
         found |= {"summary": summary, "late": seen.late, "left": seen.left, "traceback": seen.traceback}
     return found
