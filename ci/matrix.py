@@ -8,7 +8,7 @@ The rows are in tests/matrix/data (tests/matrix/rows.py says what a row is); `ci
 DIR/seen.json holds what each run showed: with --reuse it is judged again, and only what it lacks is run.
 --real adds results of ci/hardware/*.py on real GPUs; --evidence stamps both files into docs/evidence/fault-matrix.*.
 Exit status 1 when a number that is promised is not reached: stage right in every row, cause right first in 98 %, no
-false green, no false block, every verdict in time.
+false green, no false block (neither of a row nor of a variant of tests/healthy), every verdict in time.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from pytest_gpudiscovery.simulate import registry  # noqa: E402
-from tests.matrix import hardware, inject, markdown, rows, tally, tiers  # noqa: E402
+from tests.matrix import hardware, inject, markdown, rows, tally, tiers, variants  # noqa: E402
 from tests.matrix.judge import Judged, judge  # noqa: E402
 from tests.supervise import rigs  # noqa: E402
 
@@ -102,12 +102,18 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     (options.out / "seen.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     place = {row: number for number, row in enumerate(wanted)}
     judged.sort(key=lambda one: place[one.row])
-    if options.tier == "full" and not options.only:
-        ran = {name for one in judged for name in one.row.injection.each}
+    whole = options.tier == "full" and not options.only
+    if whole:
+        ran = {name for one in judged for name in one.row.injection.each} | variants.faults()
         for name in registry.FAULTS:
             if name not in ran:
                 left_out.setdefault(name, tiers.NOT_RUN.get(name, "no row"))
-    return tally.summary(judged, left_out, hardware.read(options.real))
+    healthy = []
+    for variant in variants.measure(options.jobs) if whole and not options.origin else ():
+        mark = "skip " if "skipped" in variant else "ok   " if variant["right"] else "WRONG"
+        print(f"{mark} variant    {variant['name']:<64} {variant.get('seen', variant.get('skipped'))}", flush=True)
+        healthy.append(variant)
+    return tally.summary(judged, left_out, hardware.read(options.real), healthy)
 
 
 def main() -> int:
@@ -140,9 +146,11 @@ def main() -> int:
     for name in markdown.COLUMNS:
         print(f"{name.replace('_', ' '):<22}{getattr(before, name):>12}{getattr(after, name):>12}")
     print(f"left out: {len(data['left_out'])}; {time.monotonic() - began:.0f} s")
-    for text in after.broken:
+    blocked = [row["name"] for row in data["variants"] if row.get("false_block")]
+    broken = after.broken + ([f"healthy variants that are blocked: {', '.join(blocked)}"] if blocked else [])
+    for text in broken:
         print(f"BROKEN: {text}")
-    return int(bool(after.broken))
+    return int(bool(broken))
 
 
 if __name__ == "__main__":

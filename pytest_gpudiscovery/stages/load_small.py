@@ -102,6 +102,8 @@ def judge(group: Group, given: StageInput, limit_s: float) -> list[Check]:
 def _ended(group: Group, result: ChildResult, limit_s: float) -> Check:
     nearer = load_directory.ended(result, "host", limit_s)[0]
     evidence = nearer.finding.evidence if nearer.finding else None
+    if group is CPU and _of_another(result, mapping(mapping(evidence).get("loader"))):
+        return nearer  # libggml-base, which every variant needs: the variant that was opened first is not to blame
     at = string(result.observed.get("at")) or "?"
     hung = result.ending in HANG_OUTCOMES
     facts = {
@@ -112,6 +114,13 @@ def _ended(group: Group, result: ChildResult, limit_s: float) -> Check:
         "blocked_in": result.evidence.get("blocked_in", "not running any more"),
     }
     return found(group.ended, facts, evidence=evidence)
+
+
+def _of_another(result: ChildResult, loader: Facts) -> bool:
+    """Whether ld.so was in the constructor of a library that is no CPU variant when RESULT's child opened one."""
+    opening = result.open_step is not None and result.open_step.name.startswith("dlopen")
+    name = posixpath.basename(string(loader.get("path")) or "")
+    return opening and loader.get("doing") == "constructor" and not name.startswith(CPU.patterns[0][1])
 
 
 def scores(given: StageInput) -> dict[str, int]:

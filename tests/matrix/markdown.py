@@ -31,6 +31,7 @@ def page(data: Mapping[str, Any]) -> str:
     if data["left_out"]:
         parts += ["", "### Left out", ""]
         parts += [f"* `{name}`: {why}" for name, why in sorted(data["left_out"].items())]
+    parts += ["", "## Healthy variants of a host", "", *_variants(data["variants"])]
     parts += ["", "## Real GPUs", "", *_real(data["real"])]
     return "\n".join(parts) + "\n"
 
@@ -84,7 +85,7 @@ def _misses(rows: Iterable[Mapping[str, Any]]) -> list[str]:
         also = f", or {', '.join(wanted['alternatives'])}" if wanted.get("alternatives") else ""
         expected = f"{wanted['verdict']} {wanted['stage']} {wanted['outcome']} {cause}{also}"
         said = f"{seen['verdict']} {seen['stage']} {seen['outcome']} {seen['cause'] or ', '.join(seen['findings'])}"
-        why = row["corrected"]["why"] if "corrected" in row else "not explained"
+        why = row.get("why") or "not explained"
         mark = "corrected: " if row.get("corrected", {}).get("right") else ""
         cells = (row["name"], row["origin"], ", ".join(row["wrong"]), expected, said, mark + why)
         lines.append([f"`{cells[0]}`", *(str(cell).replace("|", "\\|").strip() for cell in cells[1:])])
@@ -92,6 +93,22 @@ def _misses(rows: Iterable[Mapping[str, Any]]) -> list[str]:
         return ["None."]
     heads = ["injected", "origin", "wrong", "expected", "seen", "why"]
     return [line.replace("---:", "---") for line in _table(heads, lines)]
+
+
+def _variants(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    run = [row for row in rows if "skipped" not in row]
+    if not run:
+        return ["None in this run."]
+    blocked, right = sum(bool(row["false_block"]) for row in run), sum(bool(row["right"]) for row in run)
+    said = (
+        f"{len(run)} variants of tests/healthy (layouts, drivers, containers, users, limits, GPUs in use): {blocked} "
+        f"blocked; {right} with the verdict and the warnings that the table allows."
+    )
+    cells = [(row["name"], row["expected"], row["seen"]) for row in run if not row["right"]]
+    wrong = [[cell.replace("|", "\\|") for cell in line] for line in cells]
+    skipped = [f"* not made here: {row['name']} ({row['skipped']})" for row in rows if "skipped" in row]
+    table = ["", *_table(["variant", "expected", "seen"], wrong)] if wrong else []
+    return [said, *table, *([""] if skipped else []), *skipped]
 
 
 def _real(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -11,6 +11,7 @@ from tests.matrix.judge import Judged, judge
 from tests.matrix.rows import NOTHING, correction
 
 CAUSE_AT_LEAST = 0.98
+HELD_OUT = "held-out"
 GIVEN_BY = {
     "author": "written by who knows the catalogue",
     "blind": "written from the mechanism by somebody who had not seen the catalogue",
@@ -130,17 +131,28 @@ def record(one: Judged) -> dict[str, Any]:
         after = judge(correction(row), seen)
         found["corrected"] = {"expected": row.corrected, "why": row.why, "right": after.right}
     if not one.right:
+        found["why"] = row.why
         summary = seen.primary.get("text", "").partition("\n")[0]
         found |= {"summary": summary, "late": seen.late, "left": seen.left, "traceback": seen.traceback}
     return found
 
 
-def summary(judged: Sequence[Judged], left_out: Mapping[str, str], real: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return everything that is written down: counts, confusion, rows; LEFT_OUT: row -> reason; REAL: rows of GPUs."""
-    final = corrected(judged)
+def summary(
+    judged: Sequence[Judged],
+    left_out: Mapping[str, str],
+    real: Sequence[Mapping[str, Any]],
+    variants: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Return everything that is written down: counts, confusion, rows.
+
+    LEFT_OUT: row -> reason; REAL: rows of real GPUs; VARIANTS: healthy variants of a host. Held-out rows are counted
+    apart: they were written last, and nothing may be fitted to them.
+    """
+    counted = [one for one in judged if one.row.origin != HELD_OUT]
+    final = corrected(counted)
     by = {origin: [one for one in judged if one.row.origin == origin] for origin in GIVEN_BY}
     return {
-        "counts": dataclasses.asdict(count(judged)),
+        "counts": dataclasses.asdict(count(counted)),
         "counts_after_corrections": dataclasses.asdict(count(final)),
         "by_origin": {
             origin: {
@@ -154,7 +166,8 @@ def summary(judged: Sequence[Judged], left_out: Mapping[str, str], real: Sequenc
         },
         "confusion": {stage: dict(named) for stage, named in sorted(confusion(final).items())},
         "left_out": dict(left_out),
-        "reached": reached(judged),
+        "reached": reached(counted),
         "rows": [record(one) for one in judged],
         "real": list(real),
+        "variants": list(variants),
     }

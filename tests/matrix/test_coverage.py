@@ -11,7 +11,7 @@ import pytest
 
 from pytest_gpudiscovery.diagnosis import catalogue
 from pytest_gpudiscovery.simulate.registry import FAULTS
-from tests.matrix import rows, tiers
+from tests.matrix import rows, tiers, variants
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDED: dict[str, Any] = json.loads((ROOT / "docs/evidence/fault-matrix.json").read_text(encoding="utf-8"))
@@ -77,7 +77,7 @@ def test_every_cause_has_a_next_command() -> None:
 
 
 def test_every_fault_has_a_row_or_a_reason() -> None:
-    used = {name for row in rows.read() for name in row.injection.each}
+    used = {name for row in rows.read() for name in row.injection.each} | variants.faults()
     assert used <= set(FAULTS)
     assert set(FAULTS) - used - set(tiers.NOT_RUN) == set()
 
