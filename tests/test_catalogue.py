@@ -185,7 +185,6 @@ def test_a_command_has_no_placeholder_left(cause: catalogue.Cause) -> None:
 
 
 OTHER_WORDS = {  # rows that a check asserts, and whose failure shows under another row's cause
-    "P63": "era A only: the function's absence is a note",
     "P65": "era A only: what fails there is driver.context.error",
     "P74": "a transport that does not answer shows as a hang below driver.shim.present",
     "P75": "a lock that is held shows as a hang below driver.shim.present",
