@@ -19,6 +19,7 @@ from pytest_gpudiscovery.simulate import (
     faults_environment,
     faults_gpu,
     faults_hang,
+    faults_held_out,
     faults_install,
     faults_kernel,
     faults_library,
@@ -47,6 +48,7 @@ TABLES = (
     faults_install,
     faults_context,
     faults_conditions,
+    faults_held_out,
 )
 
 

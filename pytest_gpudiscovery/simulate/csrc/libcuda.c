@@ -207,11 +207,22 @@ SIM_EXPORT int cuDriverGetVersion(int *version)
             return NOT_INITIALIZED; \
     } while (0)
 
+/* Actions for one GPU alone: at.cuDeviceGet.1 */
+#define OF_GPU(gpu)                                              \
+    do {                                                         \
+        char sim_name[96];                                       \
+        int sim_code;                                            \
+        snprintf(sim_name, sizeof sim_name, "%s.%d", __func__, gpu); \
+        if (sim_act(sim_name, &sim_code))                        \
+            return sim_code;                                     \
+    } while (0)
+
 #define NEED_DEVICE(device)                         \
     do {                                            \
         NEED_INIT;                                  \
         if (device < 0 || device >= device_count)   \
             return INVALID_DEVICE;                  \
+        OF_GPU(devices[device].gpu);                \
     } while (0)
 
 static const char *property(int device, const char *key)

@@ -1,5 +1,6 @@
 /* Preloaded: makes loopback, name resolution or the temporary directory answer wrongly (actions of getaddrinfo, bind,
- * connect and write in sim.conf; a returned number other than getaddrinfo's is the errno). */
+ * connect and write in sim.conf; a returned number other than getaddrinfo's is the errno). netfault.localhost is the
+ * address that localhost gets. */
 #define _GNU_SOURCE
 #include "sim.h"
 
@@ -18,11 +19,11 @@ SIM_EXPORT int getaddrinfo(const char *node, const char *service, const struct a
 {
     int (*next)(const char *, const char *, const struct addrinfo *, struct addrinfo **) =
         (int (*)(const char *, const char *, const struct addrinfo *, struct addrinfo **))dlsym(RTLD_NEXT, "getaddrinfo");
-    int code;
+    int code, local = node && !strcmp(node, "localhost");
 
-    if (node && !strcmp(node, "localhost") && sim_act("getaddrinfo", &code))
+    if (local && sim_act("getaddrinfo", &code))
         return code;
-    return next(node, service, hints, found);
+    return next(local && sim_get("netfault.localhost") ? sim_get("netfault.localhost") : node, service, hints, found);
 }
 
 static int is_loopback(const struct sockaddr *address)

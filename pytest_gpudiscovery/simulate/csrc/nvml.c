@@ -278,8 +278,15 @@ static int known(const struct device *device)
             return INVALID_ARGUMENT; \
     } while (0)
 
+/* Actions for one GPU alone: at.nvmlDeviceGetHandle.1 */
 static int open_gpu(struct device *device, struct device **handle)
 {
+    char name[64];
+    int code;
+
+    snprintf(name, sizeof name, "nvmlDeviceGetHandle.%d", device->gpu);
+    if (sim_act(name, &code))
+        return code;
     if (!device->opened && !sim_take_descriptors(DESCRIPTORS_GPU, 1))
         return UNKNOWN;
     device->opened = 1;

@@ -1,5 +1,6 @@
 /* `ollama runner --ollama-engine --port N`: v0.16.3:runner/ollamarunner/runner.go. sim.conf: actions at.ollama.runner
- * (before anything), at.ollama.info (before an answer); ollama.info.status, .body, .devices, .compute, .pci. */
+ * (before anything), at.ollama.info (before an answer); ollama.info.status, .body, .devices, .compute, .pci;
+ * ollama.listen.address: where it listens in place of 127.0.0.1. */
 #define _GNU_SOURCE
 #include "golog.h"
 #include "ollama.h"
@@ -147,6 +148,8 @@ int ollama_runner(int count, char **words)
     initialise_mlx();
     go_log(GO_INFO, "runner.go:1411", "starting ollama engine", NULL);
     address.sin_port = htons((unsigned short)port);
+    if (sim_get("ollama.listen.address"))
+        inet_pton(AF_INET, sim_get("ollama.listen.address"), &address.sin_addr);
     listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
     if (sim_act("ollama.listen", &code) || bind(listener, (struct sockaddr *)&address, sizeof address) ||

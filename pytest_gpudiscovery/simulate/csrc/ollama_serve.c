@@ -47,6 +47,16 @@ static int holds_ggml(const char *path)
     return found;
 }
 
+/* With JETSON_JETPACK every directory but its own is passed over without a line: v0.20.0:discover/runner.go:100. */
+static int is_of_other_jetson(const char *name)
+{
+    const char *jetpack = getenv("JETSON_JETPACK");
+    char own[64];
+
+    snprintf(own, sizeof own, "cuda_jetpack%.1s", jetpack ? jetpack : "");
+    return jetpack && *jetpack && strcmp(name, own);
+}
+
 static size_t directories(char names[][OLLAMA_PATH])
 {
     DIR *open = opendir(ollama_lib());
@@ -56,7 +66,7 @@ static size_t directories(char names[][OLLAMA_PATH])
 
     while (open && count < OLLAMA_DIRECTORIES && (entry = readdir(open))) {
         snprintf(names[count], OLLAMA_PATH, "%s/%s", ollama_lib(), entry->d_name);
-        if (*entry->d_name == '.' || !holds_ggml(names[count]))
+        if (*entry->d_name == '.' || !holds_ggml(names[count]) || is_of_other_jetson(entry->d_name))
             continue;
         count++;
     }
