@@ -114,15 +114,15 @@ def several(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
     began = time.monotonic()
     answers: dict[str, Any] = {}
     with Guardian() as guardian, journal.step(f"second pass of {len(request['children'])} device(s)"):
-        readers: dict[int, str] = {}
-        pids: dict[str, int] = {}
+        # Two may have one name: a device that a directory shows twice is started twice by Ollama too.
+        readers: dict[int, tuple[str, int]] = {}
         for number, child in enumerate(request["children"], 1):
             reader, writer = os.pipe()
             pid = os.fork()
             if pid == 0:
                 _one_of_them(request, child, journal.apart(number * IDS_APART), guardian, writer)
             os.close(writer)
-            readers[reader], pids[child["name"]] = child["name"], pid
+            readers[reader] = (child["name"], pid)
         parts: dict[int, bytes] = dict.fromkeys(readers, b"")
         while readers:
             # No limit here: each has one of its own, and the supervisor has one for all.
@@ -131,8 +131,8 @@ def several(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
                 parts[reader] += data[: ANSWER - len(parts[reader])]
                 if not data:
                     os.close(reader)
-                    name = readers.pop(reader)
-                    answers[name] = _parsed(parts[reader], pids[name])
+                    name, pid = readers.pop(reader)
+                    answers[name] = _parsed(parts[reader], pid)
                     journal.observe("children", answers)
     return {"children": answers, "seconds": round(time.monotonic() - began, 6)}
 

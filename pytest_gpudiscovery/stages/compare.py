@@ -112,8 +112,8 @@ def _plausibility(row: Row) -> list[Check]:
     if theirs and total and not theirs * MEMORY_LEAST <= total <= theirs * MEMORY_MOST:
         facts.update(cuda_mib=total // MIB, nvml_mib=theirs // MIB)
         complain("memory_differs", theirs, total)
-    name, other = string(cuda.get("name")), string(nvml.get("name"))
-    if name and other and name.partition(" MIG ")[0] != other:
+    name, other = cuda.get("name"), string(nvml.get("name"))
+    if isinstance(name, str) and other and name.partition(" MIG ")[0] != other:
         facts.update(cuda_name=name, nvml_name=other)
         complain("name_differs", other, name)
     return checks

@@ -104,8 +104,13 @@ def _may_be_over(last: Xid, log: KernelLog, seen: Seen, nodes: list[Mapping[str,
     """Whether the GPU may have been reset since LAST, which only drivers that log Xid 154 say.
 
     It happened long ago, no Xid 154 says that a reset is still due, and the GPU's node opens. The driver stage then
-    asks the GPU itself; what hangs or fails there is explained by this finding all the same.
+    asks the GPU itself; what hangs or fails there is explained by this finding all the same. So it is for a GPU that
+    is none of this host's while others are: a container reads the whole machine's log, or the GPU has gone and the
+    others work.
     """
+    slots = {slot(gpu["pci"]) for gpu in gpus(seen)}
+    if slots and last.pci not in slots:
+        return True
     age = log.age(last.at)
     if age is None or age < LONG_AGO_S:
         return False

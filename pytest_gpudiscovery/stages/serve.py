@@ -142,6 +142,10 @@ def _devices(given: StageInput, seen: Mapping[str, Any], log: Log, wanted: Expec
     if lost:
         facts["missing"] = ollama_devices.names(lost)
         return found("serve.fewer", facts, expected=facts["expected"], observed=shown, evidence=evidence)
+    empty = [device for device in gpus if not device.total]
+    if empty:
+        facts["subject"] = ", ".join(device.description or device.id for device in empty)
+        return found("serve.no_memory", facts, expected="memory to compute in", observed=shown, evidence=evidence)
     return passed("P96", reason=facts["devices"], observed=shown)
 
 
