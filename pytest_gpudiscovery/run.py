@@ -27,6 +27,7 @@ from pytest_gpudiscovery.verdict import conclude
 LEDGER = "run"  # the folder of the records in the run directory
 BEFORE = ".before"  # added to the name of the folder: the records of the attempt before
 CLOSED = "closed"  # there once the controller wrote the final verdict
+SYNC_S = 1.0
 LAST_WORD_S = 2.0  # a writer that holds the lock for longer hangs in its disk; atomic replacement still holds
 
 Show = Callable[[StageRecord], None]
@@ -53,6 +54,7 @@ class Run:
         self.show = show
         self._shown: set[str] = set()
         self._began_one = False
+        self._synced = 0.0  # time.monotonic() of the last write that waited for the disk
         self.engine = Engine(context, self._directory, stages)
 
     @property
@@ -140,7 +142,15 @@ class Run:
             self._began_one = False
             with contextlib.suppress(OSError), self._last_word() as closed:  # the last write says so if it fails too
                 if not closed:
-                    verdict_json.write(self.report, self._so_far())
+                    verdict_json.write(self.report, self._so_far(), so_far=True, sync=self._sync_is_due())
+
+    def _sync_is_due(self) -> bool:
+        """Whether the disk is waited for again: once a second, for quick stages follow each other."""
+        now = time.monotonic()
+        due = now - self._synced >= SYNC_S
+        if due:
+            self._synced = now
+        return due
 
     def close(self, verdict: Verdict) -> None:
         """Write VERDICT as the last word: what another process of this run still writes is dropped. Raises OSError."""
