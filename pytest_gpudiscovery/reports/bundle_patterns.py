@@ -92,7 +92,7 @@ HOSTS = (
     ),
     re.compile(r"(?<!\S)[a-z_][\w-]{0,31}@(?P<name>[\w-]{1,63}):[~/]"),  # of a shell's prompt
 )
-HOME = re.compile(r"(?<=/)(?P<place>home|Users|users|scratch)/(?P<name>[^/\s'\":;,)\]}<>|*?\\\0]{1,64})")
+HOME = re.compile(r"(?<=/)(?P<place>home|Users|users|scratch)/(?P<name>[^/\s'\":;,)\]}<>|*?\\\0]{1,255})")
 USERS = (
     HOME,
     re.compile(r"(?<![A-Za-z0-9_])(?:USER|LOGNAME|SUDO_USER|USERNAME|User)=[\"']?(?P<name>\w[\w.-]{0,63})"),

@@ -114,9 +114,9 @@ TABLE = {name: stage(number, name, after) for number, (name, after) in enumerate
 if "FAKE_FULL" in os.environ:
     _write = verdict_json.write
 
-    def _full(directory: str, verdict: Verdict) -> None:
+    def _full(directory: str, verdict: Verdict, *, so_far: bool = False, sync: bool = True) -> None:
         if os.environ["FAKE_FULL"] == "end" and verdict.stages[-1].outcome is Outcome.NOT_SELECTED:
-            _write(directory, verdict)
+            _write(directory, verdict, so_far=so_far, sync=sync)
         else:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), directory)
 

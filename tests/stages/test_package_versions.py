@@ -224,7 +224,7 @@ def test_a_library_that_a_security_module_denies_is_named() -> None:
     library = {"type": "file", "mode": 0o644, "size": LIBRARY.stat().st_size, "b64": elf}
     entries: hosts.Entries = {
         "/proc/self/mountinfo": hosts.file("22 1 0:21 / / rw - overlay overlay rw\n"),
-        "/opt/bin/ollama": hosts.file(mode=0o755, size=100),
+        "/opt/bin/ollama": {**library, "mode": 0o755},
         "/opt/lib/ollama/cuda_v12/libggml-cuda.so": {**library, "map": "EACCES"},
     }
     context = hosts.context(entries, ollama_path="/opt")
