@@ -99,6 +99,8 @@ def _pytest_arguments(given: argparse.Namespace, rootdir: str) -> list[str]:
     arguments = ["--gpu-discovery", "-c", os.devnull, "--rootdir", rootdir, "-p", "no:cacheprovider", "--assert=plain"]
     # Nothing here prints but our reporter; capturing and logging open /dev/null, which a broken /dev may not have.
     arguments += ["--capture=no", "-p", "no:logging", "-p", "pytest_gpudiscovery.plugin"]
+    # Collects the garbage five times at the end, a twentieth of a healthy run; nothing here runs that could raise so.
+    arguments += ["-p", "no:unraisableexception"]
     for module, needed_by in PLUGINS:
         package = module.partition(".")[0]
         if needed_by is not None and getattr(given, needed_by) is None:

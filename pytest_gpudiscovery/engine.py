@@ -100,7 +100,10 @@ class Engine:
 
     def records(self) -> dict[str, StageRecord]:
         """Return what has run so far, by stage in order; runs nothing and waits for nothing."""
-        return {name: record for name in self.stages if (record := self._known(name)) is not None}
+        if len(self._cache) < len(self.stages):
+            for name in self.ledger.names() & self.stages.keys():
+                self._known(name)
+        return {name: self._cache[name] for name in self.stages if name in self._cache}
 
     def interrupt(self, reason: str) -> None:
         """File the stage that was running as interrupted, unless its record came in meanwhile."""

@@ -18,6 +18,7 @@ from typing import Any
 from pytest_gpudiscovery.model import StageRecord, record_from_json, to_json
 
 POLL_S = 0.02
+FIRST, LAST = "stage-", ".json"  # around the name of a stage in the name of its record
 
 
 class LedgerBusyError(Exception):
@@ -34,13 +35,21 @@ class Ledger:
     def read(self, name: str) -> StageRecord | None:
         """Return the record of stage NAME, None when there is none or it cannot be read."""
         try:
-            return record_from_json(json.loads((self._root / f"stage-{name}.json").read_text(encoding="utf-8")))
+            return record_from_json(json.loads((self._root / f"{FIRST}{name}{LAST}").read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
+    def names(self) -> set[str]:
+        """Return the stages that have a record; asked so often that it is one system call or three, not one a stage."""
+        try:
+            files = os.listdir(self._root)
+        except OSError:
+            return set()
+        return {name[len(FIRST) : -len(LAST)] for name in files if name.startswith(FIRST) and name.endswith(LAST)}
+
     def write(self, record: StageRecord) -> None:
         """Store RECORD atomically; raises OSError."""
-        self._put(f"stage-{record.name}.json", to_json(record))
+        self._put(f"{FIRST}{record.name}{LAST}", to_json(record))
 
     def mark_running(self, name: str | None) -> None:
         """Say which stage runs now, so that an interrupted run can name it; None when none does."""

@@ -146,6 +146,16 @@ def test_the_older_verdict_is_moved_aside_before_the_first_probe(tmp_path: Path)
     assert json.loads((tmp_path / "report" / "verdict.previous.json").read_text())["verdict"] == "ready"
 
 
+def test_what_is_written_between_stages_is_the_verdict_of_that_moment(tmp_path: Path) -> None:
+    for outcome in (Outcome.PASSED, Outcome.FAILED):  # another run of the same process: the same names, other records
+        done: list[StageRecord] = []
+        for name in ("kernel", "nvml", "driver"):
+            done.append(record(name, outcome))
+            found = verdict_of(tmp_path / "run", done)
+            verdict_json.write(str(tmp_path / "report"), found, so_far=True)
+            assert json.loads((tmp_path / "report" / "verdict.json").read_text()) == to_json(found)
+
+
 def test_a_verdict_that_cannot_be_written_leaves_the_old_file_and_no_rubbish(tmp_path: Path) -> None:
     empty = verdict_of(tmp_path / "a", [])
     verdict_json.begin(str(tmp_path / "report"), empty)

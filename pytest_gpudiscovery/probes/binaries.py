@@ -7,13 +7,15 @@ that is stuck in the driver, which is exactly the one to be found.
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Sequence
-from typing import Any
 
 from pytest_gpudiscovery.probes import libraries
 from pytest_gpudiscovery.probes.facts import kind, names, number, pairs, text
 from pytest_gpudiscovery.probes.host import HostView
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
 
 BELOW = ("bin/ollama", "ollama", "usr/bin/ollama")  # a prefix: a release's, a build's, an image's root
 USUAL = (
@@ -28,7 +30,7 @@ USUAL = (
 )
 SNAP = "/snap/ollama/current/bin/ollama"  # /snap/bin/ollama is a link to snapd's own program
 SCRIPT_LIMIT = 65536
-STARTED = re.compile(r"/[\w@%+=:,./-]*ollama[\w.-]*")  # what a distribution's wrapper script may start
+STARTED = r"/[\w@%+=:,./-]*ollama[\w.-]*"  # what a distribution's wrapper script may start
 PROCESSES_LIMIT = 100_000
 DELETED = " (deleted)"
 
@@ -103,7 +105,9 @@ def _started_by(view: HostView, path: str) -> str | None:
         return None
     if not head.startswith(b"#!"):
         return None
-    for option in STARTED.findall(head.decode("utf-8", "replace")):
+    import re  # noqa: PLC0415 - costs 6 ms, and few installs have a wrapper script
+
+    for option in re.findall(STARTED, head.decode("utf-8", "replace")):
         if kind(view, option) == "file" and "class" in libraries.elf(view, option):
             return str(option)
     return None

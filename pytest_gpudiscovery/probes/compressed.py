@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import zlib
-from collections.abc import Callable
 
 from pytest_gpudiscovery.probes.tarstream import ArchiveProblem
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     Read = Callable[[int], bytes]

@@ -7,10 +7,13 @@ kernel from PTX and one page of managed memory. Device memory taken: 256 KiB and
 from __future__ import annotations
 
 import ctypes
-from typing import Any
 
 from pytest_gpudiscovery.probes import ffi
 from pytest_gpudiscovery.probes.journal import Journal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 # CUdevice_attribute values (cuda.h). 102 is what ggml-cuda asks before cuMemGetAllocationGranularity.
 ATTRIBUTES = {

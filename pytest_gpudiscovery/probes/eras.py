@@ -5,7 +5,10 @@ A (to 0.12.3): the server itself. B (0.12.4 to 0.24.0): a runner child asked ove
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 
 BORDERS = (((0, 12, 4), "A"), ((0, 30, 0), "B"))  # the first version that is no longer of that era
 SERVER = "llama-server"  # v0.30.0:llm/llama_server.go; no earlier release has it

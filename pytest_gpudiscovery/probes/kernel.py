@@ -7,12 +7,14 @@ the end, which saves a process.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from pytest_gpudiscovery.probes import facts, nodes, procdriver
 from pytest_gpudiscovery.probes.host import HostView, open_view
 from pytest_gpudiscovery.probes.journal import Journal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
 
 PCI = "/sys/bus/pci/devices"
 NVIDIA = "0x10de"

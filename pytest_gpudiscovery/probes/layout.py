@@ -7,11 +7,14 @@ to judge). Era C: v0.32.15:ml/path.go:41-109, more candidates, directories only,
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from pytest_gpudiscovery.probes import libraries
 from pytest_gpudiscovery.probes.facts import errno_name, kind, names
 from pytest_gpudiscovery.probes.host import HostView
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 FILES_LIMIT = 400  # files of one directory; a release has about 20 in each
 LIBRARY = (".so", ".so.")

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator, Mapping
-from typing import Any
 
 from pytest_gpudiscovery.probes.facts import errno_name, link
 from pytest_gpudiscovery.probes.host import HostView
 from pytest_gpudiscovery.probes.mounts import mounted_file
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
 
 CACHE = "/etc/ld.so.cache"
 CACHE_MAGIC = b"glibc-ld.so.cache1.1"

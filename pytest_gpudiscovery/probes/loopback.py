@@ -11,11 +11,14 @@ import _socket
 import fcntl
 import os
 import time
-from typing import Any
 
 from pytest_gpudiscovery.probes.facts import errno_name, number, text
 from pytest_gpudiscovery.probes.host import open_view
 from pytest_gpudiscovery.probes.journal import Journal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 REQUEST = b"GET /info HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
 REPLY = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]"

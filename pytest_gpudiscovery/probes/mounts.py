@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from pytest_gpudiscovery.probes.host import HostView
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 
 def mount_options(view: HostView, path: str) -> dict[str, Any] | None:

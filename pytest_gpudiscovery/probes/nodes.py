@@ -8,12 +8,15 @@ user space that makes missing nodes, and none of that runs here.
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from pytest_gpudiscovery.probes import facts, libraries, procdriver
 from pytest_gpudiscovery.probes.host import HostView, open_view
 from pytest_gpudiscovery.probes.journal import Journal
 from pytest_gpudiscovery.probes.mounts import mount_options
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 CONTROL, UVM = "/dev/nvidiactl", "/dev/nvidia-uvm"
 LIBRARIES = ("libcuda.so.1", "libnvidia-ml.so.1", "libnvidia-ptxjitcompiler.so.1")

@@ -7,10 +7,10 @@ probe holds without listening: whoever connects is refused at once, and nobody e
 
 from __future__ import annotations
 
+import _socket
 import errno
 import os
 import re
-import socket
 
 from pytest_gpudiscovery.probes.facts import errno_name
 
@@ -36,7 +36,8 @@ def probe(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
         except OSError as error:
             step.result = errno_name(error)
             return {"version": None, "why": f"cannot be copied into memory: {errno_name(error)}"}
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as held:
+    held = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
+    try:
         try:
             held.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{held.getsockname()[1]}"
@@ -45,6 +46,8 @@ def probe(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
         with journal.step("run a copy with --version") as step:
             said, status = _run(copy, address)
             step.result = status
+    finally:
+        held.close()
     found = SAID.findall(said)
     why = "" if found else f"it ended with {status} and said: {' '.join(said.split())[-200:] or 'nothing'}"
     return {"version": found[-1] if found else None, "said": said[-500:], "exit": status, "why": why}

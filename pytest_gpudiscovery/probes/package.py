@@ -9,7 +9,6 @@ OLLAMA_RUNNER_DIR.
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from pytest_gpudiscovery.probes import eras, gobinary, layout
 from pytest_gpudiscovery.probes.binaries import find_binary
@@ -17,6 +16,10 @@ from pytest_gpudiscovery.probes.facts import errno_name, kind, names, text
 from pytest_gpudiscovery.probes.host import HostView, open_view
 from pytest_gpudiscovery.probes.journal import Journal
 from pytest_gpudiscovery.probes.mounts import mount_options
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 OLD = ("runners", "cuda_v11")  # directories that no release of today has
 BACKEND = "libggml-cuda.so"

@@ -5,10 +5,12 @@ The formats are those of open-gpu-kernel-modules, kernel-open/nvidia/nv-procfs.c
 
 from __future__ import annotations
 
-from typing import Any
-
 from pytest_gpudiscovery.probes import facts
 from pytest_gpudiscovery.probes.host import HostView
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 PROC = "/proc/driver/nvidia"
 MAJOR = 195  # NV_MAJOR_DEVICE_NUMBER, assigned by the kernel's devices.txt; nvidia-uvm's major is dynamic

@@ -7,13 +7,16 @@ environment not. What was seen before a hang is kept.
 from __future__ import annotations
 
 import os
-from typing import Any
 
 from pytest_gpudiscovery.probes import devicecgroup
 from pytest_gpudiscovery.probes.facts import errno_name, number, pairs, text
 from pytest_gpudiscovery.probes.host import LiveView
 from pytest_gpudiscovery.probes.journal import Journal
 from pytest_gpudiscovery.probes.rootview import RootView
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 NAMESPACES = ("mnt", "net", "pid", "user", "ipc", "uts", "cgroup", "time")
 ENVIRONMENT_LIMIT = 4 << 20

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Any
 
 from pytest_gpudiscovery.probes.facts import names, number
 from pytest_gpudiscovery.probes.host import HostView, open_view
 from pytest_gpudiscovery.probes.journal import Journal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 NODE = "/dev/nvidia"
 SAMPLES_S = 0.3  # a task that is in D twice, this far apart, with nothing run in between, is worth a warning

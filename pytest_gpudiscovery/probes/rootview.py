@@ -9,9 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import posixpath
-from typing import Any
 
 from pytest_gpudiscovery.probes.host import READ_LIMIT, LiveView
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 LINKS = 40  # ELOOP, as in the kernel
 CGROUP = "/sys/fs/cgroup"

@@ -10,11 +10,14 @@ import _thread
 import os
 import resource
 import time
-from typing import Any
 
 from pytest_gpudiscovery.probes import devicecgroup, facts, libraries, procdriver
 from pytest_gpudiscovery.probes.host import HostView, LiveView, open_view
 from pytest_gpudiscovery.probes.journal import Journal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 THREADS = 32  # a Go runtime with CUDA loaded has about 20 on a 16-core host
 LIMITS = ("AS", "NOFILE", "NPROC")

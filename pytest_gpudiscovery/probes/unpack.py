@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Any
 
 from pytest_gpudiscovery.probes import compressed, tarstream
 from pytest_gpudiscovery.probes.journal import Journal
 from pytest_gpudiscovery.probes.tarstream import ArchiveProblem, Member, TarStream, shown
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 MEMBERS_LIMIT = 50_000  # of one archive; a release with ROCm has about 2,000
 BYTES_LIMIT = 24 << 30  # of one archive, unpacked; v0.32 has about 4 GB

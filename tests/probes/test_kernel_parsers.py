@@ -15,8 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_gpudiscovery.probes import facts, libraries, mounts, procdriver, processes
-from pytest_gpudiscovery.probes.host import LiveView, RecordedView
+from pytest_gpudiscovery.probes.host import LiveView
 from pytest_gpudiscovery.probes.journal import Journal
+from pytest_gpudiscovery.probes.recordedview import RecordedView
 from tests.stages import hosts
 
 OPEN = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build  (root@h)\nGCC version: 13\n"

@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_gpudiscovery.probes import bpf, devicecgroup
-from pytest_gpudiscovery.probes.host import LiveView, RecordedView
+from pytest_gpudiscovery.probes.host import LiveView
+from pytest_gpudiscovery.probes.recordedview import RecordedView
 from tests.stages import hosts
 
 PROG_LOAD, PROG_ATTACH = 5, 8

@@ -16,7 +16,8 @@ import pytest
 
 from pytest_gpudiscovery import simulate
 from pytest_gpudiscovery.probes import libraries as found_by
-from pytest_gpudiscovery.probes.host import HostView, LiveView, RecordedView, open_view
+from pytest_gpudiscovery.probes.host import HostView, LiveView, open_view
+from pytest_gpudiscovery.probes.recordedview import RecordedView
 from pytest_gpudiscovery.simulate.machines import HOSTS
 from pytest_gpudiscovery.simulate.registry import FAULTS
 from tests.simulate.conftest import Make, ask, run

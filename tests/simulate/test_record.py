@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_gpudiscovery.probes.host import LiveView, RecordedView
+from pytest_gpudiscovery.probes.host import LiveView
+from pytest_gpudiscovery.probes.recordedview import RecordedView
 from pytest_gpudiscovery.simulate import convert, record
 from pytest_gpudiscovery.simulate.machines import DATA
 from pytest_gpudiscovery.simulate.record_answers import Caller

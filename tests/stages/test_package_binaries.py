@@ -10,7 +10,8 @@ import pytest
 
 from pytest_gpudiscovery.outcome import Conclusion
 from pytest_gpudiscovery.probes.binaries import find_binary, running
-from pytest_gpudiscovery.probes.host import LiveView, RecordedView
+from pytest_gpudiscovery.probes.host import LiveView
+from pytest_gpudiscovery.probes.recordedview import RecordedView
 from pytest_gpudiscovery.stages.package import SPEC
 from tests.stages import hosts
 from tests.stages.test_package import conclude, install

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from pytest_gpudiscovery.model import CheckOutcome, Kind, Outcome
 from pytest_gpudiscovery.outcome import Conclusion
 from pytest_gpudiscovery.probes import service as probe
-from pytest_gpudiscovery.probes.host import RecordedView
+from pytest_gpudiscovery.probes.recordedview import RecordedView
 from pytest_gpudiscovery.stages import visible
 from pytest_gpudiscovery.stages.service import ROWS, SPEC
 from pytest_gpudiscovery.stages.service_env import judge_environment, left
