@@ -32,6 +32,7 @@ from pytest_gpudiscovery.stages.spec import (
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending, Probe
 
 ROWS = ("P66", "P67", "P68", "P69", "P70", "P90", "P91", "P92", "P93", "P94", "P95", "P102")
+SERVER_ROWS = ("P66", "P67", "P68", "P69", "P70")  # only Ollama from 0.30.0 on starts a llama-server
 LAYOUT, SECOND = "layout", "second pass"
 LOOK_S = 6.0  # for the look at a child that hangs, and its end, beyond its own limit
 LAYOUT_S = 5.0
@@ -135,8 +136,7 @@ def judge(given: StageInput) -> Judgement:
         checks.append(passed("P66", observed=server_of(given.results).get("path")))
     checks += bootstrap_extra.judge(given, package, how)
     rows = {check.prerequisite for check in checks}
-    others = [not_applicable(row, f"this Ollama is of era {how.era}") for row in ROWS if row not in rows]
-    facts = {**said.facts, **bootstrap_extra.facts(given, package, how)}
+    others = [not_applicable(row, _why_not(row, how)) for row in ROWS if row not in rows]
     facts = {**said.facts, **bootstrap_extra.facts(given, package, how)}
     return Judgement(in_order([*checks, *others]), said.summary, facts, outcome=_forced(given, passes, said))
 
@@ -157,6 +157,13 @@ def _early(given: StageInput, package: Mapping[str, Any]) -> Judgement | None:
     reason = f"GPU in use by PID {pids}: llama-server would make a context on it (--gpu-allow-busy)"
     rows = [unknown(row, reason, Kind.RISK if row in ("P69", "P94", "P95") else Kind.BLOCKING) for row in ROWS[1:]]
     return Judgement((passed("P66", observed=server.get("path")), *rows), reason, {"children": [], "views": {}})
+
+
+def _why_not(row: str, how: protocol.Protocol) -> str:
+    """Why ROW was not asked about: its era, or an earlier step of this stage that failed."""
+    if row in SERVER_ROWS and how.era != protocol.LLAMA_SERVER:
+        return f"this Ollama is of era {how.era}: it starts no llama-server"
+    return "not asked: an earlier step of this stage decided"
 
 
 def _nothing(reason: str) -> Judgement:

@@ -223,6 +223,8 @@ def _native(run: Facts, subject: str, binary: str, preloaded: Sequence[str]) -> 
     if not one:
         return unknown("P69", "not started", Kind.RISK, subject=subject)
     if one.get("reason") == "timeout":
+        if isinstance(spent := one.get("seconds"), float):
+            facts["limit_s"] = min(NATIVE_S, round(spent, 1))  # the 30 s of all three may leave it less
         facts |= _stuck(one, binary, preloaded)
         check = found("bootstrap.native.hang", facts, subject=subject, evidence=bootstrap_hang.shown(one, facts))
         return _by_class(check, facts)

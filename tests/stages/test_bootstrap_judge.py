@@ -222,6 +222,13 @@ def test_no_further_child_touches_a_driver_that_is_stuck(look: dict[str, Any]) -
     assert rows["P90", "dir:cuda_v13"] is CheckOutcome.UNKNOWN
 
 
+def test_a_row_that_was_not_asked_about_says_why() -> None:
+    checks = judged({"cuda_v12": no_answer(reason="timeout", stuck=stuck())}).checks
+    reasons = {check.prerequisite: check.reason for check in checks if check.outcome is CheckOutcome.NOT_APPLICABLE}
+    assert "era B" in reasons["P66"]
+    assert reasons["P95"] == "not asked: an earlier step of this stage decided"
+
+
 @pytest.mark.parametrize(
     ("ending", "step", "cause", "outcome"),
     [

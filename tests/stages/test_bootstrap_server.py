@@ -102,6 +102,14 @@ def test_what_is_wrong_in_the_only_directory(first: dict[str, Any], cause: str, 
     assert ("bootstrap.gpus.none" in found) == (outcome == "failed")
 
 
+@pytest.mark.parametrize(("seconds", "said"), [(15.02, "15 s"), (9.41, "9.4 s")])
+def test_the_native_probe_hangs_for_as_long_as_it_was_given(seconds: float, said: str) -> None:
+    # Its own limit is 15 s, and all three processes share 30.
+    checks = judge(run_c(native={**hung("native"), "seconds": seconds})).checks
+    reason = next(check.reason for check in checks if check.prerequisite == "P69")
+    assert f"did not end in {said}" in reason
+
+
 def test_no_llama_server() -> None:
     judgement = judged({}, package=PACKAGE)
     assert causes(judgement) == {"bootstrap.server.missing": "failed"}
