@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from pytest_gpudiscovery import stages
 from pytest_gpudiscovery.diagnosis import catalogue, layers, ollama_says
 from pytest_gpudiscovery.diagnosis.catalogue import Cause, causes
+from pytest_gpudiscovery.diagnosis.resolver import EVERYTHING
 from pytest_gpudiscovery.model import Kind, Severity
 from pytest_gpudiscovery.reports.html_story import ACTIONS
 from pytest_gpudiscovery.reports.wording import NOT_OLLAMA
@@ -29,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROUTES = ROOT / "pytest_gpudiscovery" / "ollama" / "data" / "routes.json"
 INDEX, PAGES = "docs/runbook.md", "docs/runbook"
 GENERATED = "<!-- Written by ci/runbook.py from pytest_gpudiscovery/diagnosis/data; edit that, not this. -->"
-FIELD = re.compile(r"\{(\w+)[^{}]*\}")
+FIELD = re.compile(r"(?<!\{)\{(\w+)[^{}]*\}(?!\})")  # not {{...}}, which stands for itself
 SEVERITIES = {Severity.BLOCKER: "blocks", Severity.WARNING: "warns", Severity.NOTE: "is noted"}
 
 
@@ -60,7 +61,8 @@ def _index(by_stage: dict[str, list[Cause]]) -> Iterator[str]:
         "a cause (`driver.cuinit.hang`) is in verdict.json (`blockers[0].cause`), report.html, JUnit and Allure. What "
         "stands as `<name>` or `name` is filled in for the host by the report. What Ollama logs for a cause is told "
         "by era: A up to v0.12.3, B v0.12.4 to v0.24.0, C from v0.30.0; DEBUG is OLLAMA_DEBUG=1, TRACE is "
-        "OLLAMA_DEBUG=2."
+        "OLLAMA_DEBUG=2. P01, P02 and so on are the prerequisites: each page begins with those of its stage; P00 is a "
+        "probe that ended without an answer."
     )
     yield "| stage | causes that block | others |"
     yield "|---|---|---|"
@@ -117,15 +119,19 @@ def _page(title: str, deadline: float, rows: list[dict[str, str]], found: list[C
         if blame is not None:
             yield from ("", _prose(blame.text))
         if cause.explained_by:
-            names = ", ".join(f"`{name}{'*' if name.endswith('.') else ''}`" for name in cause.explained_by)
-            yield from ("", f"A consequence, where one of these was found too: {names}.")
+            named = [name for name in cause.explained_by if name != EVERYTHING]
+            names = ", ".join(f"`{name}{'*' if name.endswith('.') else ''}`" for name in named)
+            where = ["an earlier stage failed"] if EVERYTHING in cause.explained_by else []
+            where += [f"one of these was found too: {names}"] if named else []
+            yield from ("", f"A consequence, where {', or '.join(where)}.")
         if cause.next:
             yield from ("", f"Next ({cause.action.value}: {ACTIONS[cause.action]}):", "", "```")
             yield FIELD.sub(r"<\1>", cause.next).replace("{{", "{").replace("}}", "}")
             yield "```"
         yield from _ollama(cause)
         told = ", ".join(map(_source, catalogue.sources(cause)))
-        yield from ("", f"Sources: {told}" if cause.sources else f"Sources (of {cause.prerequisite}): {told}")
+        if told:
+            yield from ("", f"Sources: {told}" if cause.sources else f"Sources (of {cause.prerequisite}): {told}")
 
 
 def _ollama(cause: Cause) -> Iterator[str]:

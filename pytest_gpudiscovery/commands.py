@@ -68,7 +68,7 @@ def _run(argv: list[str], directory: bool) -> int:
     gate.add_argument("--html", metavar="FILE", help="also write an HTML report (pytest-html)")
     gate.add_argument("--color", choices=("yes", "no", "auto"), help="colours")
     commands.add_parser("stages", help="list the stages", allow_abbrev=False)
-    commands.add_parser("faults", help="list the faults that --gpu-simulate can inject", allow_abbrev=False)
+    commands.add_parser("faults", help="list the hosts and faults of --gpu-simulate", allow_abbrev=False)
     for name, text in loader_cli.COMMANDS.items():
         commands.add_parser(name, help=text, allow_abbrev=False)  # cli.py runs them
     commands.add_parser("explain", help=EXPLAIN, allow_abbrev=False)  # likewise
@@ -80,7 +80,7 @@ def _run(argv: list[str], directory: bool) -> int:
         return _faults()
     if given.command == "gate":
         return _gate(given, directory)
-    raise UsageProblem("expected a command: gate, stages or faults; see gpu-discovery --help")
+    raise UsageProblem(f"expected a command: {', '.join(commands.choices)}; see gpu-discovery --help")
 
 
 def _gate(given: argparse.Namespace, directory: bool) -> int:
@@ -128,8 +128,9 @@ def _check_report(directory: str) -> None:
     with contextlib.suppress(FileNotFoundError):
         found = os.lstat(directory)
         trusted = {0, int(os.environ["SUDO_UID"])} if os.environ.get("SUDO_UID", "").isdigit() else {0}
-        if stat.S_ISLNK(found.st_mode) or found.st_uid not in trusted:
-            raise UsageProblem(f"{directory} is a link or belongs to uid {found.st_uid}: root writes no reports there")
+        if (link := stat.S_ISLNK(found.st_mode)) or found.st_uid not in trusted:
+            why = "is a link" if link else f"belongs to uid {found.st_uid}"
+            raise UsageProblem(f"{directory} {why}: root writes no reports there; expected --gpu-report=DIR of its own")
 
 
 def _stages() -> int:
@@ -143,8 +144,12 @@ def _stages() -> int:
 
 
 def _faults() -> int:
-    known = simulate.faults()
-    width = max((len(fault["name"]) for fault in known), default=0)
+    known, hosts = simulate.faults(), simulate.hosts()
+    width = max(len(name) for name in (*hosts, *(fault["name"] for fault in known)))
+    print("--gpu-simulate HOST[:FAULT[=VALUE][,FAULT...]]\n\nhosts:")
+    for name, text in hosts.items():
+        print(f"{name:<{width}}  {text}")
+    print("\nfaults:")
     for fault in known:
         needs = f" (needs {fault['needs']})" if fault.get("needs") else ""
         print(f"{fault['name']:<{width}}  {fault['text']}{needs}")

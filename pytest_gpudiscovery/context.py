@@ -61,6 +61,8 @@ def build(settings: Settings, run_dir: str) -> RunContext:
     setup = dataclasses.replace(setup, limits={**setup.limits, **adopt.room_for_ourselves()})
     ollama = _given("--gpu-ollama", settings.ollama, run_dir, setup, settings.scale, view)
     candidate = _given("--gpu-ollama-candidate", settings.ollama_candidate, run_dir, setup, settings.scale, view)
+    if simulated is not None and ollama is not None:
+        view = {**view, "live": [ollama.path]}  # what the caller names by its path lies on this machine
     unpacked = [entry for entry in (ollama, candidate) if entry is not None and entry.note]
     setup = adopt.with_paths(setup, [entry.path for entry in unpacked])
     stranger = who.refused

@@ -175,7 +175,7 @@ class Engine:
                 # The probe still had time: that it had none left of the run's says nothing about the host.
                 text = "cut off by the deadline of the whole run (--gpu-deadline)"
                 return self._record(spec, Outcome.INTERRUPTED, text, started, time.monotonic() - begun)
-            judgement = self._spoken_for(spec, spec.judge(StageInput(self.context, results, prior, deadline)))
+            judgement = self._judged(spec, StageInput(self.context, results, prior, deadline))
         except Exception:
             # Our own defect must be a result, never a traceback that ends the run and never a green.
             trace = traceback.format_exc()
@@ -196,6 +196,17 @@ class Engine:
             facts=said.facts,
             evidence=said.evidence,
         )
+
+    def _judged(self, spec: StageSpec, given: StageInput) -> Judgement:
+        """Return what SPEC makes of GIVEN, nothing where it fails for want of an answer: the probe's end says more."""
+        try:
+            judgement = spec.judge(given)
+        except Exception:
+            unanswered = (name for name, result in given.results.items() if result.ending is not Ending.ANSWERED)
+            if all(name in spec.optional for name in unanswered):
+                raise
+            judgement = Judgement((), "")
+        return self._spoken_for(spec, judgement)
 
     def _unasked(self, spec: StageSpec, why: str, started: float) -> StageRecord:
         """Return the record of a stage that cannot be asked: every row is open, so the verdict is incomplete."""

@@ -127,7 +127,7 @@ class Finish:
         except OSError as error:
             where = os.path.join(directory, verdict_json.NAME)
             older = "; the one there is of an earlier moment of this run" if self._run.stands() else ""
-            self._console.note(f"{where} could not be written: {error.strerror or error}{older}")
+            self._console.lost(f"{where} could not be written: {error.strerror or error}{older}")
         if self._written:
             for name in DERIVED:
                 module = importlib.import_module(f"pytest_gpudiscovery.reports.{name}")
@@ -153,7 +153,7 @@ class Finish:
             return True
         except Exception as error:
             # Also a defect of ours: the verdict is written, and its exit code must still be given.
-            self._console.note(f"{report.where}: the {report.name} report could not be written: {error}")
+            self._console.lost(f"{report.where}: the {report.name} report could not be written: {error}")
             return False
 
     def _interrupted(self) -> None:

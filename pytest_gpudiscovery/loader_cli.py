@@ -54,7 +54,8 @@ def run(argv: Sequence[str]) -> int:
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = _Parser(prog=f"gpu-discovery {argv[0]}", description=COMMANDS[argv[0]], allow_abbrev=False)
     parser.set_defaults(command=argv[0])
-    parser.add_argument("library", metavar="LIB", help="a path, or a name that the loader looks for")
+    what = "a path, or a name that the loader looks for" if argv[0] == "closure" else "a path"
+    parser.add_argument("library", metavar="LIB", help=what)
     parser.add_argument("--json", action="store_true", help="everything, as JSON")
     parser.add_argument(
         "--env", action="append", default=[], metavar="NAME=VALUE", help="a variable of the process (repeatable)"
@@ -87,8 +88,8 @@ def _closure(given: argparse.Namespace) -> int:
 
 def _fatbin(given: argparse.Namespace) -> int:
     host = closure_gpu.from_sysfs(_text, _entries)
-    cc = _pair("--cc", given.cc) or (host.ccs[0] if host.ccs else None)
-    cuda = _pair("--driver-cuda", given.driver_cuda) or host.driver_cuda
+    cc = _pair("--cc", given.cc, "9.0") or (host.ccs[0] if host.ccs else None)
+    cuda = _pair("--driver-cuda", given.driver_cuda, "13.0") or host.driver_cuda
     answer = _ask({"ask": "fatbin", "library": given.library, "cc": cc, "driver_cuda": cuda}, given)
     if answer is None:
         return UNKNOWN
@@ -145,12 +146,12 @@ def _shown(text: str) -> str:
     )
 
 
-def _pair(option: str, text: str | None) -> tuple[int, int] | None:
+def _pair(option: str, text: str | None, example: str) -> tuple[int, int] | None:
     if text is None:
         return None
     match = re.fullmatch(r"([0-9]{1,2})\.([0-9])", text, re.ASCII)
     if match is None:
-        raise _UsageError(f"{option} {text}: expected two numbers such as 9.0")
+        raise _UsageError(f"{option} {text}: expected two numbers such as {example}")
     return int(match[1]), int(match[2])
 
 

@@ -205,4 +205,4 @@ def _ending_words(result: ChildResult) -> str:
 def _first_words(result: ChildResult) -> str:
     lines = [line for line in result.stderr.strip().splitlines() if line.strip()]
     last = (lines or list(result.notes) or ["no output"])[-1]
-    return f"the probe {_ending_words(result)}: {last}"[:200]
+    return f"the probe ended ({_ending_words(result)}): {last}"[:200]

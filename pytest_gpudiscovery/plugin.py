@@ -44,12 +44,19 @@ OPTIONS = (
     Option("--gpu-ollama", "PATH", "ollama binary, install prefix or release archive; default: found on this host"),
     Option("--gpu-ollama-candidate", "PATH", "upgrade gate: the version about to be installed (same forms)"),
     Option("--gpu-as", "systemd:UNIT|pid:N|env:FILE", "probe as that service would"),
-    Option("--gpu-stage-timeout", "STAGE=SECONDS", "deadline of one stage; `*=2x` scales all", repeatable=True),
+    Option(
+        "--gpu-stage-timeout", "STAGE=SECONDS", "deadline of a stage (repeatable); `*=2x` scales all", repeatable=True
+    ),
     Option("--gpu-report", "DIR", "where verdict.json and evidence/ go; default: gpu-discovery-report/"),
     Option("--gpu-bundle", "FILE.tar.gz", "also pack the evidence, redacted: to send to somebody who helps"),
-    Option("--gpu-baseline", "FILE", "an earlier verdict.json: what changed is a finding"),
+    Option("--gpu-baseline", "FILE", "reserved for a later version: an earlier verdict.json to compare with"),
     Option("--gpu-ollama-log", "FILE|journal[:UNIT]", "post-mortem: explain an Ollama log, no GPU needed"),
-    Option("--gpu-simulate", "HOST[:FAULT]", "a simulated driver stack instead of this host", command_line_only=True),
+    Option(
+        "--gpu-simulate",
+        "HOST[:FAULT]",
+        "a simulated driver stack instead of this host (gpu-discovery faults lists both)",
+        command_line_only=True,
+    ),
     Option("--gpu-strict", None, "a degraded verdict exits 1"),
     Option("--gpu-deadline", "SECONDS", "one limit for the whole run"),
     Option("--gpu-wait", "SECONDS", "repeat until ready or the time is up (boot, fabric manager)"),

@@ -134,6 +134,29 @@ def test_an_exception_of_our_own_is_a_record_and_never_a_pass(tmp_path: Path) ->
     assert "ZeroDivisionError: ours" in gate.records()["kernel"].summary
 
 
+@pytest.mark.parametrize(
+    ("child", "outcome", "said"),
+    [
+        (hang("statvfs /nfs"), Outcome.TIMED_OUT, "statvfs /nfs did not return within"),
+        (
+            result(Ending.EXITED, exit_code=1, stderr="Traceback (most recent call last):\nOSError: gone"),
+            Outcome.PROBE_ERROR,
+            "OSError: gone",
+        ),
+    ],
+)
+def test_a_judgement_that_misses_the_answer_hides_not_how_the_probe_ended(
+    tmp_path: Path, child: ChildResult, outcome: Outcome, said: str
+) -> None:
+    def judge(given: StageInput) -> Judgement:
+        return Judgement((), f"{given.observed('kernel')['free']} bytes")
+
+    table = {**TABLE, "kernel": stage(4, "kernel", judge=judge)}
+    record = Engine(context(), str(tmp_path), table, Children(kernel=child)).ensure("kernel")
+    assert record.outcome is outcome
+    assert said in record.summary
+
+
 def test_a_stage_that_checked_nothing_is_no_pass(tmp_path: Path) -> None:
     table = {**TABLE, "kernel": stage(4, "kernel", judge=lambda _: Judgement((), "all fine"))}
     assert Engine(context(), str(tmp_path), table, Children()).ensure("kernel").outcome is Outcome.PROBE_ERROR

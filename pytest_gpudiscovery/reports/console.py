@@ -122,6 +122,13 @@ class Console:
         """Say TEXT once, however many processes meet it."""
         self._line(f"note: {wording.one_line(text)}")
 
+    def lost(self, text: str) -> None:
+        """Say that a report could not be written; where only the verdict is printed, on standard error."""
+        if self._quiet:
+            print(f"note: {wording.one_line(text)}", file=sys.stderr, flush=True)
+        else:
+            self.note(text)
+
     def error(self, text: str) -> None:
         """Say what is wrong with how pytest was called, as pytest says it."""
         self._line(f"ERROR: {text}", always=True, red=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from pytest_gpudiscovery.simulate.changes import Change
@@ -11,6 +12,7 @@ from pytest_gpudiscovery.simulate.world import World
 UNPRIVILEGED = ("unprivileged",)  # root is above modes, and makes missing nodes itself
 TWO_GPUS = ("two GPUs",)
 OLLAMA = ("an Ollama",)  # a simulated host that has one: h100-ollama and its relatives
+DURATION = re.compile("(takes|after|for) VALUE seconds")
 NO_REAL = "no real "  # followed by a soname: ld.so would go on and find the library of this machine
 
 
@@ -32,6 +34,8 @@ class Fault:
         given = self.value if value is None else value
         if self.value == "" and not given:
             raise SimulationError(f"fault {self.name} needs a value: {self.name}=VALUE ({self.text})")
+        if DURATION.search(self.text) and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", given or ""):
+            raise SimulationError(f"fault {self.name}: {given!r} is not a number of seconds")
         for change in self.changes:
             change(world, given or "")
 

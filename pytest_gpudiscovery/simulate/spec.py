@@ -46,5 +46,5 @@ def parse(text: str) -> SimulationSpec:
 
 def _unknown(kind: str, name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}?" if near else "see `gpu-discovery faults`"
-    return f"no simulated {kind} is called {name!r}; {hint}"
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"no simulated {kind} is called {name!r}; {hint}`gpu-discovery faults` lists all"

@@ -81,7 +81,10 @@ def compare(
     """
     old, new = side(given.prior), side(records)
     mix = None if mixed is None else side(mixed)
-    checks = [_gpus(old, new), _in_place(new, mix, stale), *_variables(given.context.env, old, new), _time(old, new)]
+    package = given.prior.get("package")
+    lib = string(mapping(package.facts if package else None).get("lib_dir")) or "lib/ollama"
+    checks = [_gpus(old, new), _in_place(new, mix, stale, lib), *_variables(given.context.env, old, new)]
+    checks.append(_time(old, new))
     comparison = {
         "installed": old.to_json(),
         "candidate": new.to_json(),
@@ -179,7 +182,7 @@ def _gpus(old: Side, new: Side) -> Check:
     return dataclasses.replace(check, finding=nearer)
 
 
-def _in_place(new: Side, mix: Side | None, stale: list[str]) -> Check:
+def _in_place(new: Side, mix: Side | None, stale: list[str], lib: str) -> Check:
     """Judge P99: what unpacking over the installed release leaves does not get in the way."""
     if mix is None:
         return passed("P99", Kind.RISK, subject=SUBJECT, reason="nothing of the installed release would be left")
@@ -187,6 +190,7 @@ def _in_place(new: Side, mix: Side | None, stale: list[str]) -> Check:
     facts = {
         "version": new.version,
         "count": len(stale),
+        "lib": lib,
         "stale": ", ".join(posixpath.basename(name) for name in stale[:STALE_SHOWN]),
         "reason": mix.reason.summary if mix.reason else "",
         "lost": _names(lost),

@@ -77,7 +77,7 @@ def test_gate_exit_codes(gate: Runner) -> None:
         (["gate", "--gpu-until"], "expected one argument"),
         (["gate", "--gpu-until", "drvier"], "did you mean driver?"),
         (["gate", "--gpu-baseline", "x"], "not part of this version"),
-        ([], "expected a command"),
+        ([], "expected a command: gate, stages, faults, closure, fatbin, explain, bundle"),
         (["gat"], "invalid choice"),
     ],
 )
@@ -108,6 +108,7 @@ def test_faults_lists_what_can_be_injected(gate: Runner) -> None:
     ended = run(gate, "faults")
     assert ended.code == 0, ended.err
     assert len(ended.out.splitlines()) >= 40
+    assert "h100-ollama" in [line.partition(" ")[0] for line in ended.out.splitlines()]
 
 
 def test_the_current_directory_leaves_sys_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
