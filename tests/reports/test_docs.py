@@ -33,7 +33,8 @@ NOT_RUN = {
     "ci/test.sh": "is what runs this",
     "pip install pytest-gpudiscovery": "needs a network and a release",
     "gpu-discovery gate --gpu-ollama-candidate ./ollama-linux-amd64.tgz": "a release; tests/stages/test_upgrade.py",
-    "gpu-discovery gate --gpu-as pid:$(pgrep -xo ollama) --gpu-until closure": "tests/service/test_recipe.py",
+    "gpu-discovery gate --gpu-as pid:$(docker inspect -f '{{.State.Pid}}' ollama) "
+    "--gpu-until closure": "tests/service/test_recipe.py",
     "docker build -t ollama-gate .": "tests/service/test_recipe.py carries the image out",
     "docker run --rm --gpus all ollama-gate --gpu-until closure": "likewise",
     "docker run --rm --gpus all -e CUDA_VISIBLE_DEVICES=1 --memory 8g -v $PWD/report:/report ollama-gate "
