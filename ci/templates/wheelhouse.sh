@@ -13,4 +13,5 @@ mkdir -p "$to"
 (cd "$to" && sha256sum -- *.whl >SHA256SUMS)
 echo "$(find "$to" -name '*.whl' | wc -l) wheels in $to. On the GPU host:"
 echo "  cd $(basename "$to") && sha256sum --check --quiet SHA256SUMS &&"
-echo "  python3 -m venv /opt/gpu-discovery && /opt/gpu-discovery/bin/pip install --no-index --find-links . pytest-gpudiscovery"
+echo "  python3 -m venv /opt/gpu-discovery && /opt/gpu-discovery/bin/pip install --no-index --find-links . pytest-gpudiscovery &&"
+echo "  ln -s /opt/gpu-discovery/bin/gpu-discovery /usr/local/bin/    # where ci/templates/systemd looks for it"

@@ -10,7 +10,7 @@ from typing import Any
 from pytest_gpudiscovery.model import Verdict
 from pytest_gpudiscovery.reports import wording
 from pytest_gpudiscovery.reports.atomic import replace
-from pytest_gpudiscovery.reports.html_first import gpu_name
+from pytest_gpudiscovery.reports.html_first import gpu_kinds
 from pytest_gpudiscovery.reports.html_story import NUMBERS
 from pytest_gpudiscovery.reports.html_text import visible
 from pytest_gpudiscovery.reports.html_values import clip, inline
@@ -62,12 +62,11 @@ def _environment(before: str, verdict: Verdict, host: str) -> str:
     """Return BEFORE with the lines of HOST replaced: several hosts may share one directory."""
     ends = f".{_key(host)}"  # last, because Allure 3 shows the first 14 characters of a key
     kept = [line for line in before.splitlines() if line and not line.partition(" = ")[0].endswith(ends)]
-    gpus = [gpu_name(gpu) for gpu in verdict.gpus[:256]]
     context = verdict.context if isinstance(verdict.context, dict) else {}
     values: dict[str, object] = {
         "verdict": ("SIMULATED " if verdict.simulated is not None else "") + verdict.verdict.value.upper(),
         "blocked_at": verdict.blockers[0].stage if verdict.blockers else None,
-        "gpus": "; ".join(f"{gpus.count(name)} x {name}" for name in dict.fromkeys(gpus)) or "none seen",
+        "gpus": gpu_kinds(verdict),
         **{key: value for source in (verdict.versions, verdict.host) for key, value in source.items() if key != "name"},
         "probed_as": context.get("as"),
         "gpu-discovery": verdict.tool.get("version") if isinstance(verdict.tool, dict) else None,

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 
 from pytest_gpudiscovery.model import CheckOutcome, Outcome, StageRecord, State, Verdict
 from pytest_gpudiscovery.reports import wording
-from pytest_gpudiscovery.reports.html_first import gpu_name
+from pytest_gpudiscovery.reports.html_first import gpu_kinds
 from pytest_gpudiscovery.reports.html_marks import mark_of
 from pytest_gpudiscovery.reports.html_story import NUMBERS, label, tell
 from pytest_gpudiscovery.reports.html_text import Html, Paper, el, join, visible
@@ -80,12 +80,10 @@ def summary(verdict: Verdict) -> str:
     rows = [_row(record, paper) for record in kept]
     head = el("tr", join(el("th", text) for text in ("Stage", "Outcome", "Time", "What was found")))
     parts += [el("table", head, join(rows)), cut or Html("")]
-    names = [gpu_name(gpu) for gpu in verdict.gpus[:256]]
-    gpus = "; ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)) or "no GPU seen"
     versions = verdict.versions if isinstance(verdict.versions, dict) else {}
     about = [
         str(host or "this host"),
-        gpus,
+        gpu_kinds(verdict),
         *(f"{key} {value}" for key, value in versions.items() if value is not None),
     ]
     parts.append(el("p", el("code", _line(paper, " · ".join(about), 600))))

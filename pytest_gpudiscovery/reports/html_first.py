@@ -148,9 +148,15 @@ def _version(value: object) -> object:
 
 
 def _gpus(verdict: Verdict, paper: Paper) -> list[Html]:
+    return [_pair("GPUs", gpu_kinds(verdict), paper)]
+
+
+def gpu_kinds(verdict: Verdict) -> str:
+    """Return how many of which GPU stage 07 found, or whether it looked at all."""
     names = [gpu_name(gpu) for gpu in verdict.gpus[:256]]
-    kinds = [f"{names.count(name)} x {name}" for name in dict.fromkeys(names)]
-    return [_pair("GPUs", "; ".join(kinds) or "none seen", paper)]
+    looked = any(record.name == "enumeration" and record.duration_s > 0 for record in verdict.stages)
+    kinds = "; ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
+    return kinds or ("no GPU seen" if looked else "GPUs not enumerated")
 
 
 def gpu_name(gpu: object) -> str:
