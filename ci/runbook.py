@@ -138,8 +138,9 @@ def _ollama(cause: Cause) -> Iterator[str]:
     family = ollama_says.of(cause.id)
     if family is None or family.name == NOT_OLLAMA:
         return
-    eras = ", ".join(ollama_says.eras(cause.id))
-    yield from ("", f"Ollama (eras {eras}) logs at INFO {_prose(family.info)}. At DEBUG: {_prose(family.debug)}.")
+    eras = ollama_says.eras(cause.id)
+    told = f"era{'s' if len(eras) > 1 else ''} {', '.join(eras)}"
+    yield from ("", f"Ollama ({told}) logs at INFO {_prose(family.info)}. At DEBUG: {_prose(family.debug)}.")
     yield f"At TRACE: {_prose(family.trace)}."
 
 
