@@ -134,6 +134,17 @@ def _import_as_compiled(config: pytest.Config) -> None:
         marked.discard(__package__)
 
 
+def _refuse_without_gate(config: pytest.Config) -> None:
+    """Raise UsageError for a typed option of the gate without --gpu-discovery: green would mean that no gate ran.
+
+    Those of addopts and PYTEST_ADDOPTS wait for the runs that do ask for it.
+    """
+    flags = {option.flag for option in OPTIONS}
+    for word in config.invocation_params.args:
+        if (flag := str(word).partition("=")[0]) in flags and not hasattr(config, "workerinput"):
+            raise pytest.UsageError(f"{flag} without --gpu-discovery: no gate would run; expected both, or neither")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object]:
     """Put aside what the user's ini says about selection and workers; a wrapper, to be there before pytest-xdist.
@@ -141,6 +152,7 @@ def pytest_cmdline_main(config: pytest.Config) -> Generator[None, object, object
     A usage error ends with pytest's exit code 4, or the one that --gpu-exit has for it.
     """
     if not config.getoption("gpu_discovery"):
+        _refuse_without_gate(config)
         return (yield)
     from pytest_gpudiscovery import collection, places, start
 

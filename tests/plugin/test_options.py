@@ -257,6 +257,19 @@ def refuse(run: Runner, *arguments: str, env: dict[str, str] | None = None) -> s
     return lines[0]
 
 
+def test_an_option_of_the_gate_without_the_gate_is_no_green(gate: Runner) -> None:
+    (gate.directory / "test_own.py").write_text("def test_own():\n    pass\n", encoding="utf-8")
+    plain = [word for word in gate.command() if word != "--gpu-discovery"]
+    ended = gate(command=[*plain, "--gpu-until=driver"])
+    assert (ended.code, ended.out) == (4, "")
+    assert ended.err.strip() == (
+        "ERROR: --gpu-until without --gpu-discovery: no gate would run; expected both, or neither"
+    )
+    # Of addopts it waits for the runs that ask for the gate.
+    (gate.directory / "pytest.ini").write_text("[pytest]\naddopts = --gpu-until driver\n", encoding="utf-8")
+    assert gate(command=[*plain, "-n", "1", "-p", "xdist.plugin"]).code == 0
+
+
 def test_usage_errors_through_pytest(gate: Runner) -> None:
     """One line on standard error, exit code 4, no probe started: for every source, and with workers."""
     (gate.directory / "bad.toml").write_text("count = [", encoding="utf-8")
