@@ -173,6 +173,7 @@ class Discovery:
     texts: dict[str, str] = field(default_factory=dict)  # the text of the last one of each
     complete: bool = False  # its result is in the log
     begun_in_log: bool = False  # its first line is in the log
+    line: int | None = None  # of the log, where it begins: from 1
 
     @property
     def duration_s(self) -> float | None:
@@ -182,6 +183,13 @@ class Discovery:
         if self.started is None or self.ended is None:
             return None
         return round(max(0.0, self.ended - self.started), 6)
+
+    @property
+    def failed_refresh(self) -> bool:
+        """Whether it is a refresh that gave no answer in time."""
+        if self.kind != "refresh":
+            return False
+        return "refresh.failed" in self.events or any(child.outcome == TIMED_OUT for child in self.attempts)
 
     @property
     def may_hide_a_timeout(self) -> bool:

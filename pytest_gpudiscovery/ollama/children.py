@@ -19,6 +19,7 @@ from pytest_gpudiscovery.ollama.words import Word, further, recognise
 ATTEMPTS, WORDS = 256, 100  # of one discovery, of one child
 ALL_ATTEMPTS, ALL_WORDS = 1000, 1000  # of one server: what a log can make us keep is bounded
 TEXT = 400
+SOURCES = 8  # of one child
 PARALLEL_S = 0.010  # children of the first pass start at least one poll of /info apart (v0.16.3:ml/device.go:625)
 STAMP_S = 0.002  # what two time stamps of the same moment may differ by
 ANOTHER_S = 4.0  # children of one refresh start within its 3 s
@@ -50,9 +51,19 @@ class Children:
         self._attempts = self._words = 0
         self._speaking: Attempt | None = None  # the child whose line came last
 
+    @property
+    def room(self) -> tuple[int, int]:
+        """Return how many children and words are kept."""
+        return self._attempts, self._words
+
     def begin(self, time: float | None) -> None:
         """Say that a discovery begins at TIME."""
         self.last, self._hint, self._speaking = time, None, None
+
+    def forget(self, found: Discovery) -> None:
+        """Say that FOUND is not kept any more: others may have its room."""
+        self._attempts -= len(found.attempts)
+        self._words -= len(found.notes) + sum(len(attempt.said) for attempt in found.attempts)
 
     def hint(self, line: LogLine) -> None:
         """Note which directory the next child is for."""
@@ -136,7 +147,7 @@ class Children:
     def watchdog(self, found: Discovery, line: LogLine, message: Message) -> None:
         """Era C: a directory's time is up."""
         attempt = self._which(found, line, lambda entry: message.id not in entry.sources)
-        attempt.sources.append(message.id)
+        _heard(attempt, message.id)
         attempt.process = attempt.process or "llama-server --list-devices or gpu-discover"
 
     def server_silent(self, found: Discovery, line: LogLine, message: Message) -> None:
@@ -144,7 +155,7 @@ class Children:
         attempt = self._which(found, line, lambda entry: entry.lines_captured is None)
         attempt.lines_captured = _number(line.attributes.get("lines_captured", ""))
         attempt.process = "llama-server"
-        attempt.sources.append(message.id)
+        _heard(attempt, message.id)
 
     def over(self, found: Discovery, time: float | None) -> None:
         """The pass is over: every child that runs has ended."""
@@ -211,8 +222,8 @@ class Children:
     def _ended(self, attempt: Attempt, line: LogLine) -> None:
         if line.time is not None:
             attempt.ended = self.last = line.time
-        if line.source and len(attempt.sources) < 8:
-            attempt.sources.append(line.source)
+        if line.source:
+            _heard(attempt, line.source)
 
     def _keep(self, kept: list[Word], new: list[Word]) -> None:
         new = new[: max(0, min(WORDS - len(kept), ALL_WORDS - self._words))]
@@ -230,6 +241,11 @@ class Children:
         if attempt.outcome != records.OPEN or attempt.kind == VALIDATION:
             return False
         return attempt.started is None or time is None or time - attempt.started > PARALLEL_S
+
+
+def _heard(attempt: Attempt, source: str) -> None:
+    if len(attempt.sources) < SOURCES:
+        attempt.sources.append(source)
 
 
 def settle(found: Discovery) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from pytest_gpudiscovery.diagnosis import errors
 from pytest_gpudiscovery.ollama import attempts as records
-from pytest_gpudiscovery.ollama import eras, facts, levels, versions, words
+from pytest_gpudiscovery.ollama import eras, facts, levels, shape, versions, words
 from pytest_gpudiscovery.ollama.attempts import Attempt, Discovery
 from pytest_gpudiscovery.ollama.sessions import Server
 from pytest_gpudiscovery.ollama.statements import Statement, say
@@ -54,8 +54,7 @@ def of_server(server: Server, end: float | None) -> list[Statement]:
         found.append(say("no_discovery"))
         told = [word for word in server.builder.words if word.id in TOLD]
         found += [say("said", text=word.text.strip(), meaning=words.meaning(word.id)) for word in told[:TOLD_SHOWN]]
-    refreshes = [entry for entry in server.builder.discoveries if entry.kind == "refresh"]
-    found += _refreshes(refreshes)
+    found += _refreshes(server)
     unique = dict.fromkeys(found)
     return sorted(unique, key=lambda statement: statement.group != "so")
 
@@ -247,14 +246,15 @@ def _not(server: Server, discovery: Discovery, hung: list[Attempt]) -> Iterator[
             yield say("not.eager", directory=attempt.directory)
 
 
-def _refreshes(refreshes: list[Discovery]) -> Iterator[Statement]:
-    failed = [
-        entry
-        for entry in refreshes
-        if "refresh.failed" in entry.events or any(child.outcome == records.TIMED_OUT for child in entry.attempts)
-    ]
-    if failed:
-        yield say("refresh.failed", count=len(failed))
+def _refreshes(server: Server) -> Iterator[Statement]:
+    counted = server.builder.all_refreshes
+    if counted.failed:
+        yield say("refresh.failed", count=counted.failed)
+    if counted.slow and counted.slowest_s is not None:
+        at = shape.time_of(counted.slowest_at, server.offset_s)
+        where = ", ".join(filter(None, (at, f"line {counted.slowest_line}" if counted.slowest_line else "")))
+        budget_s = eras.budget_s(eras.REFRESH, server.releases)
+        yield say("refresh.slow", count=counted.slow, seconds=counted.slowest_s, where=where, budget_s=budget_s)
 
 
 def _text(message: str) -> str:

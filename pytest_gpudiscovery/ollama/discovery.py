@@ -13,6 +13,7 @@ from pytest_gpudiscovery.ollama.children import ANOTHER_S, TEXT, Children, is_di
 from pytest_gpudiscovery.ollama.gotime import duration
 from pytest_gpudiscovery.ollama.logline import LogLine
 from pytest_gpudiscovery.ollama.messages import CHILD, Message
+from pytest_gpudiscovery.ollama.refreshes import Refreshes, least_wanted
 from pytest_gpudiscovery.ollama.words import Word, recognise
 
 DISCOVERIES, WORDS, LEFT_OUT, DEVICES = 40, 100, 200, 64  # of one server, of one discovery
@@ -24,7 +25,7 @@ class Builder:
 
     def __init__(self) -> None:
         self.discoveries: list[Discovery] = []
-        self.dropped = 0
+        self.refreshes = Refreshes()  # those that are no longer in `discoveries`
         self.words: list[Word] = []  # outside of any discovery
         self._children = Children()
         self._serving = False  # the server's first discovery is over
@@ -49,6 +50,42 @@ class Builder:
             elif message.id.startswith(("a.", "c.")):
                 self._event(line, message)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no discovery is going on."""
+        return self._open is None
+
+    @property
+    def serving(self) -> bool:
+        """Whether the server's first discovery is over."""
+        return self._serving
+
+    def state(self) -> tuple[object, ...]:
+        """Return how much is known: equal before and after a line that tells nothing new."""
+        last = self.discoveries[-1:]
+        return (
+            len(self.discoveries),
+            self.idle,
+            self.refreshes.seen,
+            len(self.words),
+            self._children.room,
+            [
+                (found.complete, found.kind, len(found.devices), len(found.left_out), len(found.verified),
+                 len(found.overrides), len(found.notes), len(found.events), len(found.texts))
+                for found in last
+            ],
+            [
+                (entry.outcome, entry.kind, entry.path, entry.mark, entry.exit_code, entry.devices, entry.process,
+                 len(entry.said), len(entry.sources))
+                for found in last for entry in found.attempts
+            ],
+        )  # fmt: skip
+
+    @property
+    def all_refreshes(self) -> Refreshes:
+        """Return the counts of every refresh."""
+        return self.refreshes.and_those(self.discoveries)
+
     def finish(self) -> None:
         """Say that the log has ended."""
         self._end_open(None)
@@ -57,11 +94,13 @@ class Builder:
 
     def _begin(self, kind: str, line: LogLine, *, in_log: bool) -> Discovery:
         self._end_open(None)
-        found = Discovery(kind, line.time if in_log else None, begun_in_log=in_log)
+        found = Discovery(kind, line.time if in_log else None, begun_in_log=in_log, line=line.number)
         if len(self.discoveries) >= DISCOVERIES:
-            # The first is the server's start; of the rest the newest stay.
-            del self.discoveries[1]
-            self.dropped += 1
+            # The first is the server's start; of the rest those that failed and the newest stay.
+            old = self.discoveries.pop(least_wanted(self.discoveries))
+            self._children.forget(old)
+            if old.kind == REFRESH:
+                self.refreshes.take(old)
         self.discoveries.append(found)
         self._open = found
         self._children.begin(found.started)
@@ -114,6 +153,16 @@ class Builder:
         return self._begin(BOOTSTRAP, line, in_log=False)
 
     def _took_all(self, line: LogLine, message: Message) -> None:
+        last = self.discoveries[-1] if self.discoveries else None
+        if (
+            message.id == "took.refresh"
+            and self.idle
+            and last
+            and "refresh.failed" in last.events
+            and last.took_s is None
+        ):
+            last.took_s = duration(line.attributes.get("duration", ""))  # the last line of one that failed
+            return
         found = self._current(line)
         found.took_s = duration(line.attributes.get("duration", ""))
         if message.id == "took.refresh":
@@ -124,7 +173,7 @@ class Builder:
         last = self.discoveries[-1] if self.discoveries else None
         found = last if self._open is None and last is not None and last.kind == REFRESH else self._current(line)
         found.kind, found.complete, found.ended = REFRESH, True, line.time
-        found.events.append(message.id)
+        _note(found, message.id)
         self._serving = True
         self._end_open(line.time)
         children.settle(found)
@@ -159,7 +208,7 @@ class Builder:
         count = line.attributes.get("initial_count", line.attributes.get("count", ""))
         found.initial_count = int(count) if count.isascii() and count.isdigit() and len(count) < 6 else None
         self._children.over(found, line.time)
-        found.events.append(message.id)
+        _note(found, message.id)
 
     def _verify(self, line: LogLine, _: Message) -> None:
         found, values = self._current(line), line.attributes
@@ -183,8 +232,7 @@ class Builder:
     def _event(self, line: LogLine, message: Message) -> None:
         # Processes of era C end up to 5 s after their discovery was given up.
         found = self._open or (self.discoveries[-1] if self.discoveries else self._current(line))
-        if len(found.events) < LEFT_OUT:
-            found.events.append(message.id)
+        _note(found, message.id)
         rest = "".join(f" {key}={value}" for key, value in list(line.attributes.items())[:6])
         found.texts[message.id] = (line.message + rest)[:TEXT]
         if message.id == "a.none":
@@ -193,6 +241,11 @@ class Builder:
             word = recognise(text)
             if word is not None:
                 self._children.word(found, word)
+
+
+def _note(found: Discovery, event: str) -> None:
+    if len(found.events) < LEFT_OUT or event not in found.events:
+        found.events.append(event)
 
 
 def _device(line: LogLine) -> Device:

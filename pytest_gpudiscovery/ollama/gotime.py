@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import re
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, timezone
 
 # Year to second in groups 1 to 6, the fraction in 7, the zone in 8.
 STAMP = r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:[.,](\d{1,9}))?\s?(Z|[+-]\d\d:?\d\d)?"
@@ -27,11 +28,18 @@ def seconds(found: re.Match[str], *, zoned: bool = True) -> tuple[float | None, 
         sign = -1 if zone[0] == "-" else 1
         offset = 0 if zone == "Z" else sign * (int(zone[1:3]) * 3600 + int(zone[-2:]) * 60)
     try:
-        year, month, day, hour, minute, second = (int(found[group]) for group in range(1, 7))
-        moment = datetime(year, month, day, hour, minute, second, tzinfo=timezone.utc) - timedelta(seconds=offset or 0)
-        return moment.timestamp() + float(f"0.{found[7] or 0}"), offset
+        second = int(found[6])
+        if second > 59:
+            return None, None
+        whole = _minute(*found.group(1, 2, 3, 4, 5)) - (offset or 0) + second
+        return whole + float(f"0.{found[7] or 0}"), offset
     except (ValueError, OverflowError):
         return None, None
+
+
+@functools.lru_cache(1024)
+def _minute(year: str, month: str, day: str, hour: str, minute: str) -> float:
+    return datetime(int(year), int(month), int(day), int(hour), int(minute), tzinfo=timezone.utc).timestamp()
 
 
 def duration(text: str) -> float | None:

@@ -40,6 +40,7 @@ class LogLine:
     pid: int | None = None
     origin: str = ""  # container, pod or unit, where a carrier names it
     carriers: tuple[str, ...] = ()
+    number: int | None = None  # of the line in the log, from 1
 
     @property
     def source(self) -> str:
@@ -70,8 +71,8 @@ _ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8}
 _SIMPLE = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 
 
-def parse(line: bytes | str) -> LogLine:
-    """Return what LINE (without its end) says. Never raises."""
+def parse(line: bytes | str, number: int | None = None) -> LogLine:
+    """Return what LINE (without its end), the one with NUMBER, says. Never raises."""
     text = line[:LINE_LIMIT].decode("utf-8", "backslashreplace") if isinstance(line, bytes) else line[:LINE_LIMIT]
     carried = _Carried()
     text = _plain(text)
@@ -80,7 +81,7 @@ def parse(line: bytes | str) -> LogLine:
         if inner is None:
             break
         text = inner
-    return _inside(text, carried)
+    return _inside(text, carried, number)
 
 
 @dataclass
@@ -184,8 +185,8 @@ def _whole(value: Any) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
 
 
-def _inside(text: str, carried: _Carried) -> LogLine:
-    shared = {"pid": carried.pid, "origin": carried.origin, "carriers": carried.names}
+def _inside(text: str, carried: _Carried, number: int | None) -> LogLine:
+    shared = {"pid": carried.pid, "origin": carried.origin, "carriers": carried.names, "number": number}
     if carried.slog is not None:
         return _slog_json(text, carried.slog, carried.time, shared)
     if not text.strip():

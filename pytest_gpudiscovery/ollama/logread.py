@@ -2,7 +2,7 @@
 
 Two speeds. Where a discovery is going on, every line counts (a child's own words have no marks); elsewhere a search
 over the bytes jumps from one message of messages.json to the next, so that a gigabyte of requests costs little more
-than reading it. The consumer switches with `every_line`.
+than reading it. The consumer switches with `window`.
 
 Binary rubbish, lines without an end, NUL blocks after a crash and UTF-16 are read as far as they make sense; what had
 to be cut is counted.
@@ -20,25 +20,42 @@ BLOCK = 1 << 20  # bytes a read
 LINE_LIMIT = 64 * 1024  # bytes of a line that are given
 BEFORE = 4096  # bytes before a message in a line that has no beginning in sight
 Read = Callable[[int], bytes]  # like io.RawIOBase.read: b"" at the end
+# Given a buffer, where a line begins in it and where its whole lines end: where the next line to be given begins.
+Skip = Callable[[bytes, int, int], int]
 
 _UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 
 
 @dataclass
 class Reader:
-    """Reads a log through READ. Iterate over `lines()`; `every_line` may be switched between two of them."""
+    """Reads a log through READ. Iterate over `lines()`; `window` may be set between two of them."""
 
     read: Read
-    every_line: bool = True  # the beginning of a log may be the middle of a discovery
+    window: int = 1 << 62  # so many lines more are all given; after them those with a message in them
     bytes_read: int = 0
     cut_lines: int = 0
     last_line: bytes = field(default=b"", repr=False)  # the last complete line that had something in it
+    skip: Skip | None = None  # asked before a line is given
+    _buffer: bytes = field(default=b"", repr=False)
+    _before: int = 0  # lines before `_counted`
+    _counted: int = 0  # a place in the buffer
 
-    def lines(self) -> Iterator[bytes]:
-        """Yield, without their ends, the lines that matter. Raises what READ raises."""
+    def number(self, place: int) -> int:
+        """Return the number, from 1, of the line that begins at PLACE of the buffer; places may only grow."""
+        self._before += self._buffer.count(b"\n", self._counted, place)
+        self._counted = place
+        return self._before + 1
+
+    def left_out(self, lines: int) -> None:
+        """Say that LINES of the log were left out before what is read next."""
+        self._before += lines
+
+    def lines(self) -> Iterator[tuple[bytes, int]]:
+        """Yield, without their ends, the lines that matter and their numbers. Raises what READ raises."""
         left = b""
         for block in self._blocks():
             buffer = left + block
+            self._buffer, self._counted = buffer, 0
             end = buffer.rfind(b"\n") + 1
             kept = end
             if (
@@ -47,34 +64,43 @@ class Reader:
                 self.cut_lines += 1
                 kept = len(buffer) - LINE_LIMIT // 2
                 yield from self._in(buffer, end)
-                yield from self._in(buffer[end:kept], kept - end)
+                yield from self._in(buffer, kept, end)
             else:
                 yield from self._in(buffer, end)
             self._note_last(buffer, end)
+            self.number(kept)
             left = buffer[kept:]
         if left:
+            self._buffer, self._counted = left, 0
             yield from self._in(left, len(left))
             self.last_line = left[:LINE_LIMIT] if left.strip() else self.last_line
 
-    def _in(self, buffer: bytes, end: int) -> Iterator[bytes]:
-        """Yield the lines that matter of BUFFER up to END."""
+    def _in(self, buffer: bytes, end: int, position: int = 0) -> Iterator[tuple[bytes, int]]:
+        """Yield the lines that matter of BUFFER from POSITION, where one begins, up to END."""
         search = filter_pattern().search
-        position = 0
         while position < end:
             start = position
-            if not self.every_line:
+            if self.window <= 0:
                 found = search(buffer, position, end)
                 if found is None:
                     return
                 start = max(buffer.rfind(b"\n", position, found.start()) + 1, position, found.start() - BEFORE)
+            if self.skip is not None:
+                position = self.skip(buffer, start, end)
+                if position > start:
+                    continue
             stop = buffer.find(b"\n", start, end)
             stop = end if stop < 0 else stop
             position = stop + 1
+            number = self.number(start)
             if stop - start > LINE_LIMIT:
                 self.cut_lines += 1
-                yield from self._pieces(buffer, start, stop)
+                for piece in self._pieces(buffer, start, stop):
+                    self.window -= 1
+                    yield piece, number
             else:
-                yield buffer[start:stop]
+                self.window -= 1
+                yield buffer[start:stop], number
 
     def _pieces(self, buffer: bytes, start: int, stop: int) -> Iterator[bytes]:
         """Yield what matters of one line that is too long: its beginning, and each message inside it."""

@@ -25,12 +25,12 @@ MARK = re.compile(rb'routes\.go:\d{1,5}(?: msg=(\\?)"|: INFO )(?:(server config)
 class Thinner:
     """Reads through READ, and is itself such a function. `bytes_read` are READ's.
 
-    ON_DROPPED is told how many servers were left out, before what comes after them is given.
+    ON_DROPPED is told how many servers were left out, and their lines, before what comes after them is given.
     """
 
-    def __init__(self, read: Read, on_dropped: Callable[[int], None] = lambda _: None) -> None:
+    def __init__(self, read: Read, on_dropped: Callable[[int, int], None] = lambda *_: None) -> None:
         self._read, self._on_dropped = read, on_dropped
-        self._dropped = 0  # before what is held
+        self._dropped = self._lines = 0  # servers and lines, before what is held
         self.bytes_read = 0
         self._seen = 0  # starts that were given on
         self._after_config = False  # the last mark was "server config": "Listening on" is of the same server
@@ -38,7 +38,7 @@ class Thinner:
         self._held: deque[bytes] = deque()  # whole lines, from the first of those on
         self._begin = self._end = 0  # of what is held: places in the log
         self._rest = b""  # a line whose end was not seen
-        self._out: deque[tuple[int, bytes]] = deque()  # servers left out before it
+        self._out: deque[tuple[int, int, bytes]] = deque()  # servers and lines left out before it
         self._raises: BaseException | None = None
 
     def __call__(self, size: int) -> bytes:
@@ -56,13 +56,13 @@ class Thinner:
                 continue
             self._give_held()
             if self._rest:
-                self._out.append((0, self._rest))
+                self._out.append((0, 0, self._rest))
                 self._rest = b""
             elif not self._out and self._raises is None:
                 return b""
-        dropped, data = self._out.popleft()
+        dropped, lines, data = self._out.popleft()
         if dropped:
-            self._on_dropped(dropped)
+            self._on_dropped(dropped, lines)
         return data
 
     def _take(self, block: bytes) -> None:
@@ -81,7 +81,7 @@ class Thinner:
             self._seen += min(fresh, len(marks))
             first = marks[fresh] if len(marks) > fresh else len(lines)
             if first:
-                self._out.append((0, lines[:first]))
+                self._out.append((0, 0, lines[:first]))
             if first == len(lines):
                 return
             self._begin, lines = place + first, lines[first:]
@@ -115,13 +115,16 @@ class Thinner:
         left = self._starts[0] - self._begin
         self._begin = self._starts[0]
         while left >= len(self._held[0]):
-            left -= len(self._held.popleft())
+            gone = self._held.popleft()
+            left -= len(gone)
+            self._lines += gone.count(b"\n")
+        self._lines += self._held[0].count(b"\n", 0, left)
         self._held[0] = self._held[0][left:]
 
     def _give_held(self) -> None:
         for data in self._held:
-            self._out.append((self._dropped, data))
-            self._dropped = 0
+            self._out.append((self._dropped, self._lines, data))
+            self._dropped = self._lines = 0
         self._held.clear()
         self._starts.clear()
         self._begin = self._end

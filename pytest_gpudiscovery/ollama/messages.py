@@ -34,10 +34,15 @@ class Message:
     @property
     def releases(self) -> Releases:
         """The releases of the eras that have it."""
-        found = 0
-        for era in eras.eras():
-            found |= era.releases if era.id in self.eras else 0
-        return found
+        return _releases(self.eras)
+
+
+@functools.cache
+def _releases(ids: str) -> Releases:
+    found = 0
+    for era in eras.eras():
+        found |= era.releases if era.id in ids else 0
+    return found
 
 
 @functools.cache

@@ -17,12 +17,12 @@ from pytest_gpudiscovery.ollama import conclusions, eras, explainer, facts, leve
 from pytest_gpudiscovery.ollama.attempts import Attempt, Discovery
 from pytest_gpudiscovery.ollama.explainer import Log
 from pytest_gpudiscovery.ollama.logread import Read
+from pytest_gpudiscovery.ollama.refreshes import FAILED_KEPT
 from pytest_gpudiscovery.ollama.sessions import Server
 from pytest_gpudiscovery.ollama.statements import advice
 
 SCHEMA = 1
 FOUND, NOT_FOUND, UNKNOWN = "gpu_found", "no_gpu", "cannot_tell"
-REFRESHES_SHOWN = 8
 ERROR_SHOWN = 80  # characters of an error in the summary
 NEXT_SHOWN = 6
 USUAL_DIRECTORIES = 4  # cuda_v12, cuda_v13, vulkan, and one to spare
@@ -108,7 +108,8 @@ def _server(server: Server, log: Log) -> dict[str, Any]:
     found_eras = eras.eras_in(server.releases)
     starts = [entry for entry in server.builder.discoveries if entry.kind == "bootstrap"]
     refreshes = [entry for entry in server.builder.discoveries if entry.kind == "refresh"]
-    failed = [entry for entry in refreshes if _refresh_failed(entry)]
+    failed = [entry for entry in refreshes if entry.failed_refresh]
+    counted = server.builder.all_refreshes
     analyses = [part for entry in (*starts, *failed[:1]) for part in _analyses(server, entry, log.servers)]
     hung = any(part["outcome"] in (records.TIMED_OUT, "blocked_a") for part in analyses)
     trouble = hung or answer(server) != FOUND or bool(failed)
@@ -148,9 +149,17 @@ def _server(server: Server, log: Log) -> dict[str, Any]:
         "settings": server.settings,
         "discoveries": [
             shape.discovery(entry, server.offset_s, child_output=level == levels.TRACE)
-            for entry in (*starts, *failed[:REFRESHES_SHOWN])
+            for entry in (*starts, *failed[:FAILED_KEPT])
         ],
-        "refreshes": {"seen": len(refreshes), "failed": len(failed)},
+        "refreshes": {
+            "seen": counted.seen,
+            "failed": counted.failed,
+            "slow": counted.slow,
+            "fastest_s": counted.fastest_s,
+            "slowest_s": counted.slowest_s,
+            "slowest_at": shape.time_of(counted.slowest_at, server.offset_s),
+            "slowest_line": counted.slowest_line,
+        },
         "conclusions": [asdict(entry) for entry in stated if entry.group == "so"],
         "not_concluded": [asdict(entry) for entry in stated if entry.group == "not"],
         "analyses": analyses,
@@ -161,10 +170,6 @@ def _server(server: Server, log: Log) -> dict[str, Any]:
         "advice": advice(era, bound_s=bound, directories=str(directories)) if trouble else [],
         "next": _next(analyses) if trouble else [],
     }
-
-
-def _refresh_failed(entry: Discovery) -> bool:
-    return "refresh.failed" in entry.events or any(child.outcome == records.TIMED_OUT for child in entry.attempts)
 
 
 def _analyses(server: Server, discovery: Discovery, servers: Sequence[Server]) -> list[dict[str, Any]]:

@@ -118,7 +118,9 @@ def _discovery(found: Mapping[str, Any]) -> Iterator[str]:
     began = found["started"] or "its beginning is not in the log"
     yield _row(
         "discovery" if found["kind"] == "bootstrap" else "refresh",
-        began + (f", took {took:.3f} s" if took is not None else ""),
+        began
+        + (f" (line {found['line']})" if found["kind"] == "refresh" and found["line"] else "")
+        + (f", took {took:.3f} s" if took is not None else ""),
     )
     for attempt in found["attempts"][:ATTEMPTS_SHOWN]:
         name = attempt["directory"] or "?"

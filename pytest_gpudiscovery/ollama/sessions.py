@@ -69,14 +69,11 @@ class Server:
     builder: Builder = field(default_factory=Builder)
     mixed: bool = False  # another server's lines may be among these
     apart: bool = False  # told apart from another by line numbers alone
-    requests: bool = False  # it has answered a request: its first discovery was over
 
     def take(self, line: LogLine, message: Message | None, word: Word | None) -> None:
         """Take a LINE of this server."""
         self.lines += 1
-        if line.time is not None:
-            self.first = line.time if self.first is None else min(self.first, line.time)
-            self.last = line.time if self.last is None else max(self.last, line.time)
+        self.saw(line.time)
         if message is not None:
             self.offset_s = line.offset_s if line.offset_s is not None else self.offset_s
             if message.role != CHILD and line.level:
@@ -87,6 +84,18 @@ class Server:
                 self.settings = settings(line.attributes.get("env", ""))
         self.builder.feed(line, message, word)
 
+    def saw(self, time: float | None) -> None:
+        """Note that it wrote a line at TIME."""
+        if time is not None:
+            self.first = time if self.first is None else min(self.first, time)
+            self.last = time if self.last is None else max(self.last, time)
+
+    def token(self) -> tuple[object, ...]:
+        """Return all that decides what its next line means, but for the discoveries themselves."""
+        known = len(self.evidence), len(self.unlisted), len(self.levels)
+        told = self.exact, self.contradicted, self.mixed, self.apart, self.offset_s
+        return self.number, self.phase, self.releases, self.builder.serving, known, told
+
     def _version(self, line: LogLine, message: Message) -> None:
         if message.id == "server.listening":
             named = line.message.rpartition("(version ")[2].rstrip(") ")
@@ -95,13 +104,12 @@ class Server:
             if of_name:  # a build without a version calls itself 0.0.0
                 self.contradicted = self.contradicted or not self.releases & of_name
                 self.releases = of_name
-        found = fits(line, message)
+        key = (line.source, message.id)
+        found = self.evidence[key] if key in self.evidence else fits(line, message)
         if found is None:
-            key = (line.source, message.id)
             if key not in self.unlisted and len(self.unlisted) < SOURCES:
                 self.unlisted.append(key)
             found = message.releases
-        key = (line.source, message.id)
         if key not in self.evidence and len(self.evidence) < SOURCES:
             self.evidence[key] = found
         if self.releases & found:
@@ -138,27 +146,32 @@ class Servers:
         self._count = 0
         self._latest: Server | None = None
 
-    def take(self, line: LogLine, message: Message | None, word: Word | None) -> Server | None:
-        """Give LINE to its server and return that; None for a line that is of no server."""
+    def take(self, line: LogLine, message: Message | None, word: Word | None) -> Server:
+        """Give LINE, which is MESSAGE or has WORD, to its server and return that."""
         server = self._own(line, message) if message is not None and message.role != CHILD else self._near(line)
-        if server is None:
-            if message is None and word is None:
-                return None
-            server = self._new(line)
+        server = server or self._new(line)
         server.take(line, message, word)
         self._latest = server
         return server
 
-    def request(self, line: LogLine) -> None:
-        """Note that a server has answered a request."""
-        server = self._near(line)
-        if server is not None:
-            server.requests = True
+    def token(self) -> tuple[object, ...]:
+        """Return all that decides which server the next line is of, and what it means there."""
+        return tuple(server.token() for server in self.found)
+
+    def state(self) -> tuple[object, ...]:
+        """Return that, and how much is known of each discovery."""
+        return self.token(), tuple(server.builder.state() for server in self.found)
+
+    def stands_beside(self, server: Server) -> None:
+        """Say that the line before the next one was of SERVER."""
+        self._latest = server
 
     def skip(self, count: int) -> None:
         """Note that COUNT servers were left out of what comes."""
         self._count += count
         self.dropped += count
+        for server in self.found:  # what comes is of none of these
+            server.phase = max(server.phase, *PHASES.values())
 
     def finish(self) -> None:
         """Say that the log has ended."""

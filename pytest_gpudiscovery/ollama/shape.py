@@ -17,6 +17,7 @@ def discovery(entry: Discovery, offset: int | None, *, child_output: bool) -> di
     return {
         "kind": entry.kind,
         "started": time_of(entry.started, offset),
+        "line": entry.line,
         "duration_s": entry.duration_s,
         "complete": entry.complete,
         "begun_in_log": entry.begun_in_log,

@@ -13,6 +13,11 @@ from typing import Any
 from pytest_gpudiscovery.ollama.versions import load
 
 GROUP = 300  # characters of one value
+# Every line that one of the patterns finds has one of these in it.
+HINTS = ("ggml_", "Device ", "load_backend: ", " error: ", "Listen error", "GGML_ASSERT", "thread", "user processes",
+         "mmap", "reserve page", "in arena", "SIG", "panic: ", "current path", "ld.so", "ARCHS", "NVML", "OOM",
+         "Out of", "oom-", "vgpu", "HAM", "unified_lock", "shrreg", "Hijacking", "interposer", "initializing ",
+         "calling ", "cuInit err")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ def further(one: str | None, other: str | None) -> str | None:
 
 def recognise(text: str) -> Word | None:
     """Return what TEXT, a line that is not of the server's log format, says of discovery; None for anything else."""
-    if not _any().search(text):
+    if not any(map(text.__contains__, HINTS)):  # a tenth of what the patterns take
         return None
     for entry, pattern in _patterns():
         found = pattern.search(text)
@@ -72,8 +77,3 @@ def recognise(text: str) -> Word | None:
 @functools.cache
 def _patterns() -> tuple[tuple[dict[str, Any], re.Pattern[str]], ...]:
     return tuple((entry, re.compile(entry["pattern"])) for entry in load("words")["words"])
-
-
-@functools.cache
-def _any() -> re.Pattern[str]:
-    return re.compile("|".join(f"(?:{entry['pattern']})" for entry in load("words")["words"]))

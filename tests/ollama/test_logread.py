@@ -27,8 +27,12 @@ def blocks(data: bytes, sizes: Iterator[int]) -> logread.Read:
 
 
 def messages(data: bytes, sizes: list[int], *, every_line: bool) -> list[str]:
-    reader = Reader(blocks(data, iter(sizes)), every_line=every_line)
-    return [line.message for line in map(parse, reader.lines()) if line.message.startswith("failure during")]
+    reader = Reader(blocks(data, iter(sizes)), 1 << 30 if every_line else 0)
+    return [
+        line.message
+        for line in (parse(*entry) for entry in reader.lines())
+        if line.message.startswith("failure during")
+    ]
 
 
 LINES = st.lists(

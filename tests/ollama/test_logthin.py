@@ -73,7 +73,7 @@ def test_the_same_is_said_of_a_log_that_was_thinned(parts: list[Any], carry: Any
 def test_only_the_middle_is_left_out(parts: list[Any], sizes: list[int]) -> None:
     data = b"".join(part * times for part, times in parts)
     counted: list[int] = []
-    thinner = Thinner(blocks(data, iter(sizes)), counted.append)
+    thinner = Thinner(blocks(data, iter(sizes)), lambda servers, _: counted.append(servers))
     given_on = b"".join(iter(lambda: thinner(1 << 20), b""))
     assert thinner.bytes_read == len(data)
     if not counted:
