@@ -201,7 +201,8 @@ def _backend_loaded(server: Server, asked: Iterable[Attempt]) -> bool | None:
         return True
     if levels.of(server)[0] != levels.TRACE:
         return None
-    opened = [entry.mark in ("system", "memory") for entry in spoke]
+    # One whose start is not in the log may have said it before.
+    opened = [entry.announced and entry.mark in ("system", "memory") for entry in spoke]
     return False if opened and all(opened) else None
 
 
