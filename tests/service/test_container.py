@@ -115,6 +115,8 @@ def test_paths_resolve_inside_the_other_root(image: Path) -> None:
     assert view.access("/loop", os.R_OK) is False
     with pytest.raises(FileNotFoundError):
         view.read("/etc/passwd")
+    # A container's /proc counts its own processes; ours are meant.
+    assert RootView(str(image), os.getpid()).read(f"/proc/{os.getpid()}/cgroup")
     assert RootView("/", os.getpid()).read("/proc/self/comm") == Path(f"/proc/{os.getpid()}/comm").read_bytes()
 
 

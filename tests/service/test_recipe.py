@@ -160,6 +160,7 @@ def test_from_outside_the_process_is_asked_by_its_pid_and_never_green(image: Ima
     assert stages["package"]["facts"]["lib_dir"] == "/usr/lib/ollama"
     service = {check["finding"]["cause"] for check in stages["service"]["checks"] if check["finding"]}
     assert "service.env.cuda_visible_devices_hides_all" in service
+    assert not any("/cgroup cannot be read" in (check["reason"] or "") for check in stages["service"]["checks"])
     assert verdict["verdict"] in ("blocked", "incomplete")
     assert "mount namespace" in {item["what"] for item in verdict["context"]["not_adopted"]}
     everything = (report / "verdict.json").read_text() + done.stdout
