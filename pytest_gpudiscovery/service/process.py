@@ -67,6 +67,7 @@ def from_process(pid: int, seen: Mapping[str, Any], result: ChildResult) -> Who:
                 "namespaces": dict(namespaces),
                 "exe": links.get("exe"),
                 "cwd": links.get("cwd"),
+                "closed": seen.get("same_root") is None,
             },
             "running": {"pid": pid, "active": "running", "devices": seen.get("devices")},
             "applied": False,
