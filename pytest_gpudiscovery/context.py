@@ -92,7 +92,7 @@ def build(settings: Settings, run_dir: str) -> RunContext:
         notes=(*notes, *who.notes, *(entry.note for entry in unpacked)),
         not_adopted=stranger,
         unspoken=adopt.unspoken(who) if may_adopt else {},
-        unasked=dict.fromkeys(adopt.INSTALLED, adopt.ELSEWHERE) if may_adopt and who.root is not None else {},
+        unasked=adopt.unasked(who) if may_adopt else {},
         service=dict(who.sandbox) if may_adopt else {},
         caller_env=environment.shown(env) if who.env is not None and may_adopt else {},
     )

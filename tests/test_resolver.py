@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +25,7 @@ NUMBERS = {
     "driver": 6,
     "enumeration": 7,
     "runtime": 8,
+    "closure": 9,
     "bootstrap": 12,
     "serve": 13,
 }
@@ -51,6 +53,13 @@ def test_a_warning_of_an_earlier_stage_explains_the_failure_and_becomes_the_caus
         "kernel.xid.fatal",
         ("driver.cuinit.hang",),
     )
+
+
+@pytest.mark.parametrize("cause", ["kernel.pci.none", "kernel.module.not_loaded", "kernel.container.no_devices"])
+def test_a_missing_libcuda_is_a_consequence_also_where_the_kernels_stage_is_not_required(cause: str) -> None:
+    closure = failed("closure", "closure.libcuda.missing", required=True)
+    (blocker,) = resolve([failed("kernel", cause, required=False), closure], NUMBERS)
+    assert (blocker.stage, blocker.cause, blocker.consequences) == ("kernel", cause, ("closure.libcuda.missing",))
 
 
 def test_independent_failures_are_both_listed_the_earlier_stage_first() -> None:

@@ -43,7 +43,16 @@ def _mappings(right: str) -> list[tuple[int, int]]:
     with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as file:
         fields = [line.split(None, 2) for line in file]
     spans = [field[0].partition("-") for field in fields if right in field[1]]
-    return [(int(start, 16), int(end, 16)) for start, _, end in spans]
+    return joined([(int(start, 16), int(end, 16)) for start, _, end in spans])
+
+
+def joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return SPANS, in ascending order, with those in one that touch: a struct in .bss may begin in the file's page."""
+    found: list[tuple[int, int]] = []
+    for start, end in spans:
+        touches = bool(found) and found[-1][1] == start
+        found.append((found.pop()[0] if touches else start, end))
+    return found
 
 
 def inside(spans: list[tuple[int, int]], address: int, size: int = 1) -> bool:

@@ -31,6 +31,8 @@ class RootView(LiveView):
         """Return the path of ours that PATH means whatever the root is, None when the root decides."""
         if self._pid is not None and (path == "/proc/self" or path.startswith("/proc/self/")):
             return f"/proc/{self._pid}{path[len('/proc/self') :]}"
+        if self._pid is not None and path.startswith(f"/proc/{self._pid}/"):
+            return path  # by its number among our processes: a container's /proc counts its own
         return path if path == CGROUP or path.startswith(f"{CGROUP}/") else None
 
     def _host(self, path: str, *, last: bool = True) -> str:

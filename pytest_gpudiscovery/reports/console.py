@@ -261,8 +261,10 @@ class Progress:
         except (OSError, ValueError, AttributeError):
             return  # no file behind it: somebody collects what we print
         self._live = live
-        self._thread = threading.Thread(target=self._run, args=(running,), name="gpu-discovery-progress", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, args=(running,), name="gpu-discovery-progress", daemon=True)
+        with contextlib.suppress(RuntimeError):  # no task is left (a container's pids limit): a stage will say so
+            thread.start()
+            self._thread = thread
 
     def stop(self) -> None:
         """End within a second, whatever the terminal does."""

@@ -17,6 +17,9 @@ LOOK_S = 5.0  # to enter a directory
 DESCRIPTORS = 256  # what pytest, its workers and a supervised child need with room to spare
 # Stages that load files of the install: those of another root directory need that root's own C library.
 INSTALLED = ("runtime", "load", "backend", "bootstrap", "serve", "upgrade")
+# A root directory on FUSE, as rootless engines make it, lets nobody in who is in another user namespace: not even root
+# (fs/fuse/dir.c, fuse_allow_current_process).
+CLOSED = "its root directory cannot be read (a rootless container's): run the gate in there (docs/containers.md)"
 ELSEWHERE = "the install lies below another root directory: run the gate in there (docs/containers.md)"
 
 
@@ -25,12 +28,25 @@ def may_adopt(who: Who) -> bool:
     return who.identity is None or os.geteuid() == 0 or who.identity.uid == os.geteuid()
 
 
+def unasked(who: Who) -> dict[str, str]:
+    """Return stage -> why it cannot be asked for WHO, whose root directory is another one."""
+    if who.root is None:
+        return {}
+    closed = dict.fromkeys(("package", "kernel", "closure"), CLOSED) if is_closed(who) else {}
+    return {**closed, **dict.fromkeys(INSTALLED, ELSEWHERE)}
+
+
+def is_closed(who: Who) -> bool:
+    """Whether nothing can be read below the root directory of WHO, a process."""
+    return bool((who.sandbox.get("process") or {}).get("closed"))
+
+
 def at_its_root(who: Who, setup: Setup) -> tuple[Who, Setup]:
     """Return WHO and SETUP with which probes can look below the root directory of WHO at all.
 
     A process that changed its user without an exec is not dumpable: its /proc/PID/root is closed to its own user.
     """
-    if setup.identity is None:
+    if setup.identity is None or is_closed(who):
         return who, setup
     asked = run(Probe("nothing", {"enter": who.root}, {"PATH": "/usr/bin:/bin"}, LOOK_S, setup=setup))
     if isinstance(asked.answer, dict) and asked.answer.get("entered"):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from pytest_gpudiscovery.options import UsageProblem
+from pytest_gpudiscovery.service.adopt import capabilities
 from pytest_gpudiscovery.service.who import EVERY, NATIVE, Missing, Who
 from pytest_gpudiscovery.supervise.child import run
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending, Identity, Probe
@@ -61,10 +62,12 @@ def from_process(pid: int, seen: Mapping[str, Any], result: ChildResult) -> Who:
                 "pid": pid,
                 "state": status.get("state"),
                 "seccomp": status.get("seccomp"),
+                "effective": status.get("effective"),
                 "uid_map": seen.get("uid_map"),
                 "namespaces": dict(namespaces),
                 "exe": links.get("exe"),
                 "cwd": links.get("cwd"),
+                "closed": seen.get("same_root") is None,
             },
             "running": {"pid": pid, "active": "running", "devices": seen.get("devices")},
             "applied": False,
@@ -97,11 +100,20 @@ def _missing(pid: int, seen: Mapping[str, Any], result: ChildResult, namespaces:
         found.append(Missing("user namespace", "its mapping is judged, not entered", NATIVE))
     if namespaces.get("pid") is False:
         found.append(Missing("pid namespace", "not entered; discovery does not depend on it"))
+    found += _capabilities(seen["status"])
     found.append(Missing("cgroup", "read, never joined: the device controller is judged by what it allows"))
     if (seen.get("status") or {}).get("seccomp") == "2":
         found.append(Missing("seccomp filter", "a filter cannot be taken from another process", NATIVE))
     found.append(Missing("security context", "SELinux and AppArmor contexts are not adopted"))
     return found
+
+
+def _capabilities(status: Mapping[str, Any]) -> list[Missing]:
+    """Say that a root without all of root's capabilities, as a container's is, is probed for with the caller's."""
+    held = str(status.get("effective") or "")
+    if status["uid"] != os.geteuid() or not held or held == f"{capabilities():016x}":
+        return []
+    return [Missing("capabilities", f"the process has {held}; what it could do to device nodes is judged by them")]
 
 
 def _can_enter(seen: Mapping[str, Any], namespaces: Mapping[str, Any]) -> bool:

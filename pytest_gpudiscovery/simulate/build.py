@@ -8,6 +8,7 @@ writable by the owner alone; a directory there that belongs to somebody else is 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -63,7 +64,10 @@ def built(
     made: dict[Wanted, Path] = {}
     with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
         for rank in _ranks(unique):
-            paths = pool.map(lambda one: _library(one, tools, cache, strict, made), rank)
+            try:
+                paths = pool.map(lambda one: _library(one, tools, cache, strict, made), rank)
+            except RuntimeError as error:  # a container's pids limit
+                raise SimulationError(f"a simulated host cannot be built: {error}") from None
             made.update(zip(rank, paths, strict=True))
     return {one: made[one] for one in unique}
 
@@ -85,7 +89,10 @@ def _ranks(wanted: Iterable[Wanted]) -> Iterator[list[Wanted]]:
 
 def private_directory() -> Path:
     """Return this user's build directory; raises SimulationError when what is there cannot be trusted."""
-    path = Path(tempfile.gettempdir()) / f"pytest-gpudiscovery-simulate-{os.geteuid()}"
+    try:
+        path = Path(tempfile.gettempdir()) / f"pytest-gpudiscovery-simulate-{os.geteuid()}"
+    except OSError as error:  # a container's read-only root directory
+        raise SimulationError(f"a simulated host has nowhere to be built: {error.strerror}; give it a /tmp") from None
     try:
         path.mkdir(mode=0o755)
         path.chmod(0o755)  # whatever the umask says
@@ -93,6 +100,8 @@ def private_directory() -> Path:
         pass
     except OSError as error:
         raise SimulationError(f"{path} cannot be made: {error.strerror}; set TMPDIR to a directory of yours") from None
+    if os.statvfs(path).f_flag & os.ST_NOEXEC:  # as `docker run --tmpfs /tmp` mounts it
+        raise SimulationError(f"{path} lies on a noexec mount: set TMPDIR to a directory that libraries load from")
     found = path.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise SimulationError(
@@ -116,7 +125,7 @@ def _library(wanted: Wanted, command: tuple[str, ...], cache: Path, strict: bool
             script.write_text(text, encoding="ascii")
             arguments = [*arguments, f"-Wl,--version-script={script}"]
         system = ["-ldl", "-lpthread"] if LIBRARIES[name].libc else ["-nostdlib"]
-        _run([*command, *arguments, "-o", str(result), *linked, *system], folder)
+        _run([*command, *arguments, "-o", str(result), *linked, *system], folder, cache)
         result.chmod(0o755)
         os.replace(result, target)  # atomic: a run beside this one sees no half file
     return target
@@ -152,13 +161,21 @@ def _digest(name: str, hidden: frozenset[str], command: tuple[str, ...], argumen
     return found.hexdigest()[:16]
 
 
-def _run(command: list[str], folder: str) -> None:
+def _run(command: list[str], folder: str, cache: Path) -> None:
     """Run COMMAND with a limit, its output in a file; raises SimulationError with its first lines."""
+    # zig keeps its C library below HOME, which a container's user often does not have.
+    env = {"ZIG_GLOBAL_CACHE_DIR": str(cache / "zig"), **os.environ}
     output = Path(folder) / f"output-{threading.get_ident()}"
     with output.open("wb") as sink:
         try:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, cwd=folder, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+                cwd=folder,
+                env=env,
+                start_new_session=True,
             )
         except OSError as error:
             raise SimulationError(f"{command[0]} cannot be run: {error.strerror}") from None
@@ -167,6 +184,9 @@ def _run(command: list[str], folder: str) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             raise SimulationError(f"{command[0]} did not finish within {LIMIT_S:g} s") from None
+    with contextlib.suppress(ChildProcessError):  # pid 1 of a container inherits what zig leaves; each one is a task
+        while os.waitpid(-process.pid, os.WNOHANG)[0]:
+            pass
     if code:
         said = " / ".join(output.read_text(errors="replace").splitlines()[:LINES_SHOWN])
         raise SimulationError(f"{Path(command[0]).name} cannot build the simulated driver: {said or f'exit {code}'}")

@@ -73,7 +73,7 @@ def judge(given: StageInput) -> Judgement:
     nodes = opened.get("nodes") or []
     log = kernel_log.read(seen)
     checks = kernel_driver.judge_devices(seen, log) if complete else []
-    healing = kernel_nodes.healing(opened, seen)
+    healing = kernel_nodes.healing({**opened, "identity": _who(opened, given.context.service)}, seen)
     if present and complete:
         checks += kernel_driver.judge_uvm(seen, opened, healing)
         if "libraries" in opened:
@@ -86,6 +86,12 @@ def judge(given: StageInput) -> Judgement:
             checks += kernel_log.judge(seen, log, nodes, given.results.get("processes"))
     checks += _without(checks, present or not complete)
     return Judgement(in_order(checks), _summary(seen, nodes), _facts(seen, opened, healing, log, given))
+
+
+def _who(opened: Mapping[str, Any], service: Mapping[str, Any]) -> dict[str, Any]:
+    """Return who opened the nodes, with the capabilities of the process that is probed as: ours may be more."""
+    held = (service.get("process") or {}).get("effective")
+    return {**(opened.get("identity") or {}), **({"effective": held} if held else {})}
 
 
 def _in_its_own_cgroup(checks: list[Check], service: Mapping[str, Any]) -> list[Check]:

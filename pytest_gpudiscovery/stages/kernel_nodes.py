@@ -57,6 +57,9 @@ def healing(opened: Seen, seen: Seen) -> str | None:
     identity, modprobe = opened.get("identity") or {}, opened.get("modprobe") or {}
     if any(node.get("nodev") for node in opened.get("nodes") or []):
         return None  # a new node would lie on the same mount
+    libraries = opened.get("libraries")
+    if libraries and not any(library.get("path") for library in libraries):
+        return None  # it is libcuda and NVML that make nodes, and neither is here
     if identity.get("uid") == 0:
         allowed = (seen.get("params") or {}).get("ModifyDeviceFiles", 1) != 0
         return "root" if allowed and has_capability(identity, CAP_MKNOD) else None

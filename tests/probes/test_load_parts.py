@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import sys
 import time
@@ -91,6 +93,19 @@ def test_no_address_is_followed_that_does_not_lead_to_memory(address: int) -> No
     assert seen["layout"] in (True, False)
     assert ggml.text_at(address) is None or isinstance(ggml.text_at(address), str)
     ggml.device_is_sound(address)
+
+
+def test_a_registry_that_lies_across_two_mappings_is_read() -> None:
+    """.bss begins in the last page of the file's mapping and goes on in memory of its own."""
+    page = mmap.PAGESIZE
+    with mmap.mmap(-1, 2 * page) as memory:
+        here = ctypes.c_char.from_buffer(memory)
+        start = ctypes.addressof(here)
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(start + page), ctypes.c_size_t(page), 1) == 0  # PROT_READ
+        ctypes.c_int.from_address(start + page - 8).value = 2
+        seen = ggml.look_at_registry(start + page - 8)
+        del here
+    assert seen == {"api_version": 2, "layout": False}
 
 
 @pytest.mark.parametrize(

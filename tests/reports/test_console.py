@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 
 import pytest
@@ -50,3 +51,15 @@ def test_in_a_log_a_slow_stage_shows_life_in_whole_lines(
         progress.stop()
     os.close(read)
     assert said == b"... 06 driver  13 s of 45 s\n"
+
+
+def test_where_no_thread_can_be_started_there_is_no_progress_and_nothing_else_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    progress = console.Progress({"driver": 6})
+    progress.start(lambda: None, live=False)
+    progress.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -17,6 +18,7 @@ from pytest_gpudiscovery.engine import Engine
 from pytest_gpudiscovery.model import CheckOutcome, Outcome, State, Verdict
 from pytest_gpudiscovery.options import Settings, UsageProblem
 from pytest_gpudiscovery.probes.rootview import RootView
+from pytest_gpudiscovery.service import process
 from pytest_gpudiscovery.verdict import conclude
 from tests.service import container
 from tests.service.test_process import root_only, start
@@ -80,6 +82,27 @@ def test_a_root_directory_that_is_closed_to_its_own_user_is_said(start: Any, ima
 
 
 @root_only
+def test_a_root_directory_that_nobody_here_can_read_leaves_the_stages_that_read_it_open(
+    start: Any, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a rootless container's on FUSE: EACCES for root too, so nothing can be said to be absent."""
+    pid = start(container.code(image, uid=65534))
+    seen = process.asked_for(pid)
+    shut = {**seen.sandbox["process"], "closed": True}
+    monkeypatch.setattr(
+        process, "asked_for", lambda *_, **__: dataclasses.replace(seen, sandbox={**seen.sandbox, "process": shut})
+    )
+    assert seen.sandbox["process"]["closed"] is False
+    found = verdict(pid, tmp_path)
+    assert stage(found, "package").outcome is Outcome.WARNED
+    assert {check.outcome for check in stage(found, "closure").checks} == {CheckOutcome.UNKNOWN}
+    assert "run the gate in there" in stage(found, "kernel").summary
+    assert stage(found, "service").outcome is not Outcome.NOT_REACHED
+    assert found.context["uid"] == 65534
+    assert found.verdict is State.INCOMPLETE
+
+
+@root_only
 def test_stages_that_load_the_install_are_not_asked_of_this_system(start: Any, image: Path, tmp_path: Path) -> None:
     pid = start(container.code(image), *UNSHARE)
     built = context.build(Settings(as_service=f"pid:{pid}"), str(tmp_path))
@@ -115,6 +138,8 @@ def test_paths_resolve_inside_the_other_root(image: Path) -> None:
     assert view.access("/loop", os.R_OK) is False
     with pytest.raises(FileNotFoundError):
         view.read("/etc/passwd")
+    # A container's /proc counts its own processes; ours are meant.
+    assert RootView(str(image), os.getpid()).read(f"/proc/{os.getpid()}/cgroup")
     assert RootView("/", os.getpid()).read("/proc/self/comm") == Path(f"/proc/{os.getpid()}/comm").read_bytes()
 
 

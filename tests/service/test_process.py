@@ -83,6 +83,15 @@ def test_environment_directory_and_limits_of_a_process_of_our_own(start: Any, tm
     assert who.sandbox["process"]["uid_map"] == [[0, 0, 4294967295]] or not ROOT
 
 
+@root_only
+def test_a_root_with_fewer_capabilities_is_said(start: Any) -> None:
+    code = "from pytest_gpudiscovery.probes import capabilities\ncapabilities.drop(capabilities.CAP_MKNOD)"
+    who = process.asked_for(start(code))
+    held = who.sandbox["process"]["effective"]
+    assert int(held, 16) >> 27 & 1 == 0
+    assert any(item.what == "capabilities" and held in item.why and not item.stages for item in who.missing)
+
+
 def build(pid: int, tmp_path: Path, **settings: Any) -> RunContext:
     return context.build(Settings(as_service=f"pid:{pid}", **settings), str(tmp_path))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,6 +19,13 @@ from pytest_gpudiscovery.simulate.errors import SimulationError
 from pytest_gpudiscovery.simulate.libraries import LIBRARIES
 
 COMPILERS = [found for name in ("cc", "gcc", "clang") if (found := shutil.which(name))]
+FAKE_ZIG = """#!/bin/sh
+# Writes where its cache is as the library, and leaves a process behind that ends before it does.
+while [ "$1" != -o ]; do shift; done
+(true &)
+sleep 0.1
+echo "$ZIG_GLOBAL_CACHE_DIR" >"$2"
+"""
 ALL = [(name, frozenset[str]()) for name in LIBRARIES]
 
 
@@ -105,6 +114,40 @@ def test_directory_of_somebody_else(temporary: Path) -> None:
         os.chown(path, 65534, 65534)
         with pytest.raises(SimulationError, match="only uid 0"):
             build.private_directory()
+
+
+def test_a_temporary_directory_that_libraries_cannot_be_loaded_from(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=os.ST_NOEXEC))
+        with pytest.raises(SimulationError, match="noexec"):
+            build.private_directory()
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_get_default_tempdir", _no_place)
+    with pytest.raises(SimulationError, match="nowhere to be built: No usable"):
+        build.private_directory()
+
+
+def _no_place() -> str:
+    raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+
+def test_a_compiler_needs_no_home_and_leaves_no_zombie_to_pid_1(temporary: Path, tmp_path: Path) -> None:
+    compiler = tmp_path / "compiler"
+    compiler.write_text(FAKE_ZIG)
+    compiler.chmod(0o755)
+    # A child of this process, as of a container's pid 1, is whatever its own parent has left.
+    code = f"""
+import ctypes, os, pathlib, tempfile, time
+tempfile.tempdir = {str(tmp_path)!r}
+from pytest_gpudiscovery.simulate import build
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+(made,) = build.built([{ALL[0]!r}], command=({str(compiler)!r},)).values()
+print(made.read_text().strip(), open("/proc/self/task/" + str(os.getpid()) + "/children").read().split())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout.strip() == f"{build.private_directory()}/zig []", done.stderr
 
 
 def test_no_compiler_at_all(monkeypatch: pytest.MonkeyPatch) -> None:

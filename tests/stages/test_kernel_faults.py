@@ -369,6 +369,24 @@ def test_a_container_without_devices_says_how_it_was_started() -> None:
     assert "NVIDIA_VISIBLE_DEVICES=none" in finding.detail
 
 
+def test_root_without_the_drivers_libraries_makes_no_node_in_a_container() -> None:
+    libraries = {path: None for path in hosts.h100() if path.startswith(hosts.LIBRARIES)}
+    who = ROOT if os.geteuid() == 0 else USER
+    said = conclude({**dict.fromkeys(NODES), **libraries, "/.dockerenv": hosts.file()}, who)
+    assert "kernel.node.healed_by_root" not in hosts.causes(said)
+    # Its next command, `docker run --gpus all`, is the one that is shown: it stands before the consequences.
+    assert hosts.causes(said, "failed")[0] == "kernel.container.no_devices"
+    assert said.summary == "this container was started without the GPU's device nodes"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+def test_who_makes_nodes_is_told_by_the_capabilities_of_the_process_that_is_probed_as() -> None:
+    without_mknod = {"process": {"effective": "00000000800405fb"}}  # what Podman gives
+    said = conclude(dict.fromkeys(NODES), ROOT, service=without_mknod)
+    assert "kernel.node.missing" in hosts.causes(said, "failed")
+    assert "kernel.node.healed_by_root" not in hosts.causes(said)
+
+
 def test_forward_compatibility_is_not_called_a_mismatch() -> None:
     compat = hosts.library("/usr/local/cuda/compat", "libcuda.so", "590.44.01")
     path = f"/usr/local/cuda/compat:{hosts.LIBRARIES}"
