@@ -21,7 +21,10 @@ fi
 no_index=1
 if [ $# -eq 0 ]; then
   no_index=
-  "${PYTHON3:-python3}" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$work/wheels" "$here"
+  mkdir "$work/copy" # setuptools leaves build/ beside the sources, and what lies there gets into later wheels
+  (cd "$here" && tar -cf - --exclude=__pycache__ pyproject.toml README.md LICENSE pytest_gpudiscovery suites) |
+    tar -xf - -C "$work/copy"
+  "${PYTHON3:-python3}" -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir "$work/wheels" "$work/copy"
 fi
 # Not from the cache: Podman's does not see that the wheels are others.
 # shellcheck disable=SC2086

@@ -9,7 +9,11 @@ here=$(cd "$(dirname "$0")/../.." && pwd)
 to=${1:?usage: wheelhouse.sh DIRECTORY [PYTHON]}
 python=${2:-python3}
 mkdir -p "$to"
-"$python" -m pip wheel --quiet --disable-pip-version-check --wheel-dir "$to" "$here"
+# From a copy: setuptools leaves build/ beside the sources, and what lies there gets into later wheels.
+copy=$(mktemp -d)
+trap 'rm -rf "$copy"' EXIT
+(cd "$here" && tar -cf - --exclude=__pycache__ pyproject.toml README.md LICENSE pytest_gpudiscovery suites) | tar -xf - -C "$copy"
+"$python" -m pip wheel --quiet --disable-pip-version-check --wheel-dir "$to" "$copy"
 (cd "$to" && sha256sum -- *.whl >SHA256SUMS)
 echo "$(find "$to" -name '*.whl' | wc -l) wheels in $to. On the GPU host:"
 echo "  cd $(basename "$to") && sha256sum --check --quiet SHA256SUMS &&"
