@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import struct
 
-from pytest_gpudiscovery.probes.facts import errno_name, link
+from pytest_gpudiscovery.probes.facts import errno_name, link, names
 from pytest_gpudiscovery.probes.host import HostView
 from pytest_gpudiscovery.probes.mounts import mounted_file
 
@@ -59,6 +59,20 @@ def find_elsewhere(view: HostView, name: str) -> str | None:
     for directory in ELSEWHERE:
         if _accept(view, name, f"{directory}/{name}", "elsewhere") is not None:
             return f"{directory}/{name}"
+    return None
+
+
+def unlinked(view: HostView, name: str, env: Mapping[str, str]) -> str | None:
+    """Return the file of a full version (libcuda.so.580.159.04) that lies where ld.so looks for NAME, None without one.
+
+    Its link NAME is missing: ldconfig did not run after the driver was installed or copied, or a cleanup took the link.
+    """
+    stem = name.partition(".so.")[0] + ".so."
+    for directory in dict.fromkeys(os.path.dirname(path) for _, path in candidates(view, name, env)):
+        for entry in names(view, directory):
+            path = f"{directory}/{entry}"
+            if entry.startswith(stem) and version_in_name(path) and _accept(view, name, path, "unlinked") is not None:
+                return path
     return None
 
 

@@ -24,6 +24,8 @@ from pytest_gpudiscovery.stages.spec import (
 from pytest_gpudiscovery.supervise.types import ChildResult, Probe
 
 ROWS = ("P01", "P02", "P03", "P04", "P05", "P06", "P07", "P08", "P09")
+SPLITS = frozenset(":;")  # ld.so, man 8: what separates the directories of LD_LIBRARY_PATH
+PATTERN = frozenset("[\\")  # what begins a class or an escape in Go's path/filepath.Match and so matches not itself
 VERSION_S = 3.0  # for `ollama --version`: 0.05 s on a healthy host
 # Targets that can be reached on a host without Ollama: a plain GPU runner stops at one of these.
 WITHOUT_OLLAMA = ("package", "service", "loopback", "kernel", "nvml", "driver", "enumeration", "runtime")
@@ -76,8 +78,10 @@ def _no_ollama(given: StageInput, binary: Mapping[str, Any], seen: Mapping[str, 
     tried = ", ".join(binary.get("tried") or []) or "nothing"
     wanted, target = given.context.ollama_path, given.context.target
     if wanted:
-        facts = {"wanted": wanted, "tried": tried}
-        first = found("package.ollama.unusable", facts, expected="an ollama binary", observed=binary.get("problem"))
+        instead = binary.get("instead")
+        facts = {"wanted": wanted, "tried": tried, "instead": f" {instead}." if instead else ""}
+        observed = instead or binary.get("problem")
+        first = found("package.ollama.unusable", facts, expected="an ollama binary", observed=observed)
     elif target in WITHOUT_OLLAMA or given.context.candidate_path:
         reason = f"no Ollama on this host; {target} does not need one"
         checks = tuple(not_applicable(row, reason) for row in ROWS)
@@ -149,8 +153,15 @@ def _lib(seen: Mapping[str, Any], binary: Mapping[str, Any], era: str | None) ->
             "expected": lib["tried"][0],
             "others": ", ".join(seen.get("elsewhere") or []) or "nowhere that is usual",
         }
+        if lib.get("dangling"):
+            path, target = lib["dangling"]
+            return [found("package.lib.dangling", {**facts, "path": path, "target": target}, observed=target)]
         return [found("package.lib.missing", facts, expected=lib["tried"][0], observed=lib["path"])]
     checks = [passed("P02", observed=lib["path"])]
+    if marks := sorted(set(lib["path"]) & SPLITS):
+        return [*checks, found("package.lib.separator", {"path": lib["path"], "mark": marks[0]}, observed=lib["path"])]
+    if marks := sorted(set(lib["path"]) & PATTERN):
+        return [*checks, found("package.lib.pattern", {"path": lib["path"], "mark": marks[0]}, observed=lib["path"])]
     if era == "C":
         return [*checks, passed("P03", reason="0.30.0 and later take any path", observed=lib["path"])]
     # Each GPU directory is asked for by its own path, which begins with this one (v0.24.0: ggml.go:88).
@@ -187,6 +198,7 @@ def _facts(seen: Mapping[str, Any], given: StageInput) -> dict[str, Any]:
         "source": binary.get("source"),
         "lib_dir": lib,
         "gpu_dirs": _gpu_dirs(seen, given, version),
+        "bare_dirs": seen.get("bare") or [],
         "system_cudart": seen.get("system_cudart") or [],
         "llama_server": (seen.get("server") or {}).get("path"),
         "version": version,

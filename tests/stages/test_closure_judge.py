@@ -366,3 +366,13 @@ def test_an_ollama_that_looks_into_no_directory_finds_no_gpu() -> None:
     assert finding is not None
     assert finding.cause == "closure.directory.none_kept"
     assert "OLLAMA_LLM_LIBRARY=rocm" in finding.summary
+
+
+def test_the_file_that_keeps_the_program_from_starting_is_named_with_its_place() -> None:
+    problem = {"kind": "file", "outcome": "sigbus", "text": "the program does not start: libggml-base.so.0: cut off"}
+    child = {"library": f"{LIB}/cuda_v12/libggml-cuda.so", "outcome": "sigbus", "problems": [problem]}
+    where = closure_library.Subject("cuda_v12", f"{LIB}/cuda_v12", LIB, ())
+    (first, *_) = closure_library.judge_load({"models": {"child": child}}, where)
+    assert first.finding is not None
+    assert first.finding.summary.startswith("libggml-base.so.0 is cut off")
+    assert f"'{LIB}/libggml-base.so.0'" in first.finding.next or f"{LIB}/libggml-base.so.0" in first.finding.next

@@ -173,7 +173,33 @@ def link_out(prefix: Path) -> None:
     (prefix / "lib" / "ollama" / "cuda_v12" / "libcublas.so.12").symlink_to(LIBRARY)
 
 
+def swap_files(prefix: Path) -> None:
+    for name in ("cuda_v12", "cuda_v13"):
+        (prefix / "lib" / "ollama" / name / ".libggml-cuda.so.swp").write_bytes(b"x")
+        (prefix / "lib" / "ollama" / name / "libcudart.so").symlink_to("libcudart.so.0")  # for compilers alone
+
+
+def collected(prefix: Path) -> None:
+    for path in (prefix / "lib" / "ollama").glob("cuda_v*/libggml-cuda.so"):
+        path.unlink()
+        path.symlink_to("/nix/store/gone/libggml-cuda.so")
+
+
+def emptied(prefix: Path) -> None:
+    for path in (prefix / "lib" / "ollama").glob("cuda_v*/libggml-cuda.so"):
+        path.unlink()
+
+
+def looped_lib(prefix: Path) -> None:
+    drop_lib(prefix)
+    (prefix / "lib" / "ollama").symlink_to("ollama")
+
+
 FAULTS = [
+    (swap_files, "warned", ["package.library.not_elf"] * 2 + ["package.library.dangling"] * 2),
+    (collected, "failed", ["package.library.dangling"] * 2),
+    (emptied, "failed", ["package.gpu_dir.incomplete"]),
+    (looped_lib, "failed", ["package.lib.dangling", "package.gpu_dir.missing"]),
     (drop_lib, "failed", ["package.lib.missing", "package.gpu_dir.missing"]),
     (drop_gpu, "failed", ["package.gpu_dir.missing"]),
     (only_vulkan, "failed", ["package.gpu_dir.no_cuda"]),
@@ -188,6 +214,23 @@ FAULTS = [
     (stray_top, "warned", ["package.stray.library"]),
     (link_out, "warned", ["package.stray.link"]),
 ]
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [("a:b", "package.lib.separator"), ("a;b", "package.lib.separator"), ("a[1]", "package.lib.pattern"), ("a b", "")],
+)
+def test_a_path_that_ollama_cannot_hand_on(tmp_path: Path, name: str, cause: str) -> None:
+    install(tmp_path / name, "cuda_v12")
+    assert hosts.causes(conclude(tmp_path / name), "failed") == ([cause] if cause else [])
+
+
+def test_what_lies_in_the_place_of_the_binary_is_said(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "ollama").symlink_to("/nix/store/gone/ollama")
+    said = conclude(tmp_path)
+    assert hosts.causes(said, "failed") == ["package.ollama.unusable"]
+    assert "a link that leads nowhere (/nix/store/gone/ollama)" in str(said.checks[0].observed)
 
 
 @pytest.mark.parametrize(("fault", "outcome", "expected"), FAULTS, ids=[fault[0].__name__ for fault in FAULTS])
