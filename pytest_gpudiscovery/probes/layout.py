@@ -120,6 +120,7 @@ def files_of(view: HostView, directory: str, *, contents: bool) -> list[dict[str
         }
         if contents:
             entry["elf"] = libraries.elf(view, path)
+            entry["zeros"] = "class" in entry["elf"] and libraries.ends_in_zeros(view, path)
             entry["mapped"] = _mapped(view, path)
         found.append(entry)
     return found

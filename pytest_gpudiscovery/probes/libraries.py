@@ -202,6 +202,24 @@ def elf(view: HostView, path: str) -> dict[str, Any]:
     return {"size": status["size"], **parse_elf(data)}
 
 
+def ends_in_zeros(view: HostView, path: str) -> bool:
+    """Whether the section table of ELF file PATH is blank: its length was written to disk, its end was not.
+
+    A power cut after an unpacking, or a download into a file that was made at its full size before, leaves that. The
+    first section header is always blank; no other one is (gABI, chapter 4).
+    """
+    try:
+        head = view.read_at(path, 0, 64)
+        if len(head) < 64 or head[:5] != b"\x7fELF\x02":
+            return False
+        (offset,) = struct.unpack_from("<Q", head, 40)
+        size, count = struct.unpack_from("<HH", head, 58)
+        second = view.read_at(path, offset + size, size) if count > 1 and size >= 64 else b""
+    except OSError:
+        return False
+    return len(second) == size and not any(second) and count > 1
+
+
 def parse_elf(data: bytes) -> dict[str, Any]:
     """Return the facts of `elf` that the first bytes of a file give; `problem` instead for what is no ELF file."""
     if not data:

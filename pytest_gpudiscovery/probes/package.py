@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from pytest_gpudiscovery.probes import eras, gobinary, layout
+from pytest_gpudiscovery.probes import eras, gobinary, layout, libraries
 from pytest_gpudiscovery.probes.binaries import find_binary
 from pytest_gpudiscovery.probes.facts import errno_name, kind, names, text
 from pytest_gpudiscovery.probes.host import HostView, open_view
@@ -99,7 +99,8 @@ def _directory(view: HostView, name: str, path: str) -> dict[str, Any]:
 
 
 def _program(view: HostView, path: str) -> dict[str, Any] | None:
-    """Return {"path", "executable"} of a program, None where there is none."""
+    """Return {"path", "executable", "script", "elf"} of a program, None where there is none."""
     if kind(view, path) != "file":
         return None
-    return {"path": path, "executable": view.access(path, os.X_OK)}
+    script = text(view, path, 2) == "#!"
+    return {"path": path, "executable": view.access(path, os.X_OK), "script": script, "elf": libraries.elf(view, path)}

@@ -261,7 +261,9 @@ def _because(verdict: Verdict, numbers: Mapping[str, int]) -> str:
     if verdict.verdict is State.BLOCKED:
         if verdict.blockers:
             first = verdict.blockers[0]
-            return f" at {label(numbers.get(first.stage, 0), first.stage)}: {first.summary}"
+            kind, _, name = first.subject.partition(":")
+            where = f"{name}: " if kind == "dir" and name not in first.summary else ""
+            return f" at {label(numbers.get(first.stage, 0), first.stage)}: {where}{first.summary}"
         record = next((r for r in verdict.stages if r.required and r.outcome.blocks), None)
         return f" at {label(numbers.get(record.name, 0), record.name)}: {record.summary}" if record else ""
     if verdict.verdict is State.INCOMPLETE:

@@ -65,6 +65,7 @@ def judge(given: StageInput) -> Judgement:
     uid = _uid(given)
     version, _ = _version(seen, given)
     checks = [*_binary(binary, uid), *_cwd(given, seen, _era(seen, given)), *_lib(seen, binary, _era(seen, given))]
+    checks += _server(seen, _era(seen, given))
     with_cuda = [item for item in seen["directories"] if has_backend(item)]
     checks += package_files.judge(seen, with_cuda, version, uid)
     judged = {check.prerequisite for check in checks}
@@ -116,6 +117,19 @@ def _binary(binary: Mapping[str, Any], uid: int) -> list[Check]:
         checks.append(found("package.ollama.another", facts, observed=others))
     observed = {"realpath": binary["realpath"], "size": binary["size"], "source": binary.get("source")}
     return checks or [passed("P01", reason=binary["path"], observed=observed)]
+
+
+def _server(seen: Mapping[str, Any], era: str | None) -> list[Check]:
+    """Return the finding that llama-server, which era C discovers GPUs with, cannot be what a release has."""
+    server = seen.get("server") or {}
+    elf = server.get("elf") or {}
+    if era != "C" or "errno" in elf:
+        return []
+    problem = f"cut off, {elf['size']} of {elf['needs']} bytes" if cut_off(elf) else _no_program(server, elf)
+    if problem is None:
+        return []
+    facts = {"path": server["path"], "problem": problem}
+    return [found("package.server.unusable", facts, expected="an ELF program", observed=problem)]
 
 
 def _no_program(binary: Mapping[str, Any], elf: Mapping[str, Any]) -> str | None:

@@ -86,6 +86,8 @@ def _files(directory: Directory, uid: int) -> list[tuple[str, dict[str, Any], bo
             problems.append(("package.library.not_elf", facts, stops))
         elif elf.get("class") != 64 or (machine is not None and elf["machine"] != machine):
             problems.append(("package.library.foreign", facts, stops))
+        elif entry.get("zeros"):
+            problems.append(("package.library.zeros", facts, stops))
         elif cut_off(elf):
             problems.append(("package.library.truncated", facts, stops))
     return problems

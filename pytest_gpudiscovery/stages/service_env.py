@@ -17,6 +17,7 @@ from pytest_gpudiscovery.stages.visible import Visible, parse
 TRACE = "2"  # OLLAMA_DEBUG: the only value that shows the child's output
 # Values of NVIDIA_VISIBLE_DEVICES that inject no GPU. Not "void": the CDI mode sets it and injects by another way.
 CONTAINER_NONE = ("", "none")
+JIT_OFF = "CUDA_DISABLE_PTX_JIT"
 NO_OLLAMA = "there is no Ollama on this host"
 
 
@@ -48,8 +49,15 @@ def left(visible: Visible, uuids: Sequence[str | None], mig: bool | None) -> tup
 
 def judge_environment(seen: Mapping[str, Any], env: Mapping[str, str], package: Mapping[str, Any]) -> list[Check]:
     """Judge P13, P14, P15 and P80 over ENV; PACKAGE holds the facts of the package stage."""
-    home = _home(env, package)
-    return [*home, *_library(env, package), *_visible(seen, env), *_jetson(seen, env, package), *_debug(env, package)]
+    first = [*_home(env, package), *_compiler(env)]
+    return [*first, *_library(env, package), *_visible(seen, env), *_jetson(seen, env, package), *_debug(env, package)]
+
+
+def _compiler(env: Mapping[str, str]) -> list[Check]:
+    """Return the finding that PTX is not compiled: the driver stage's own kernel is PTX, and so are most backends."""
+    if env.get(JIT_OFF, "0").strip() in ("", "0"):
+        return []
+    return [found("service.env.ptx_jit_disabled", {"value": env[JIT_OFF]}, expected="not set", observed=env[JIT_OFF])]
 
 
 def _home(env: Mapping[str, str], package: Mapping[str, Any]) -> list[Check]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_gpudiscovery.model import CheckOutcome, Outcome, Step
-from pytest_gpudiscovery.stages import closure, closure_gpu, closure_library
+from pytest_gpudiscovery.stages import closure, closure_gpu, closure_kernels, closure_library
 from pytest_gpudiscovery.stages.spec import Judgement, StageInput, deadline_of
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending
 from tests.fakes import context, record, result
@@ -376,3 +376,12 @@ def test_the_file_that_keeps_the_program_from_starting_is_named_with_its_place()
     assert first.finding is not None
     assert first.finding.summary.startswith("libggml-base.so.0 is cut off")
     assert f"'{LIB}/libggml-base.so.0'" in first.finding.next or f"{LIB}/libggml-base.so.0" in first.finding.next
+
+
+def test_a_compiler_that_is_turned_off_runs_no_ptx() -> None:
+    fatbins = [{**answer()["fatbins"][0], "verdicts": [verdict("jit")]}]
+    wanted = closure_gpu.Wanted(((9, 0),), "measured", (13, 0))
+    for env, expected in (({"CUDA_DISABLE_PTX_JIT": "1"}, True), ({"CUDA_DISABLE_PTX_JIT": "0"}, False), ({}, False)):
+        checks = closure_kernels.judge_kernels(answer(fatbins=fatbins), wanted, env, "dir:cuda_v12")
+        named = {check.finding.cause for check in checks if check.finding}
+        assert ("closure.jit.disabled" in named) is expected

@@ -173,6 +173,12 @@ def link_out(prefix: Path) -> None:
     (prefix / "lib" / "ollama" / "cuda_v12" / "libcublas.so.12").symlink_to(LIBRARY)
 
 
+def powerless(prefix: Path) -> None:
+    for path in (prefix / "lib" / "ollama").glob("cuda_v*/libggml-cuda.so"):
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+
+
 def swap_files(prefix: Path) -> None:
     for name in ("cuda_v12", "cuda_v13"):
         (prefix / "lib" / "ollama" / name / ".libggml-cuda.so.swp").write_bytes(b"x")
@@ -197,6 +203,7 @@ def looped_lib(prefix: Path) -> None:
 
 FAULTS = [
     (swap_files, "warned", ["package.library.not_elf"] * 2 + ["package.library.dangling"] * 2),
+    (powerless, "failed", ["package.library.zeros"] * 2),
     (collected, "failed", ["package.library.dangling"] * 2),
     (emptied, "failed", ["package.gpu_dir.incomplete"]),
     (looped_lib, "failed", ["package.lib.dangling", "package.gpu_dir.missing"]),

@@ -323,6 +323,12 @@ def test_a_service_without_a_home_cannot_start() -> None:
     assert hosts.causes(conclude({"HOME": ""}), "failed") == ["service.env.home_missing"]
 
 
+@pytest.mark.parametrize(("value", "warned"), [("1", True), ("0", False), ("", False)])
+def test_a_compiler_that_is_turned_off_is_said(value: str, warned: bool) -> None:
+    causes = hosts.causes(conclude({"CUDA_DISABLE_PTX_JIT": value}), "warned")
+    assert ("service.env.ptx_jit_disabled" in causes) is warned
+
+
 @pytest.mark.parametrize(("value", "warned"), [("0,0", True), ("0 ", True), ("0 ,1", True), ("0, 1", False)])
 def test_a_list_that_is_odd_is_said(value: str, warned: bool) -> None:
     causes = hosts.causes(conclude({"CUDA_VISIBLE_DEVICES": value}), "warned")
