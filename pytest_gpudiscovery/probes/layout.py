@@ -81,11 +81,25 @@ def gpu_directories(view: HostView, lib: str) -> list[str]:
 
 def bare_directories(view: HostView, lib: str) -> list[str]:
     """Return the names below LIB that are CUDA directories by name and hold nothing that Ollama's glob matches."""
-    return [
-        name
-        for name in names(view, lib)
-        if name.startswith("cuda_v") and not any("ggml-" in entry for entry in names(view, f"{lib}/{name}"))
-    ]
+    found = [name for name in names(view, lib) if name.startswith("cuda_v") and not closed(view, f"{lib}/{name}")]
+    return [name for name in found if not any("ggml-" in entry for entry in names(view, f"{lib}/{name}"))]
+
+
+def closed_directories(view: HostView, lib: str) -> list[str]:
+    """Return LIB, or the CUDA directories below it, where this user may not list them: Ollama's glob sees nothing."""
+    mine = [f"{lib}/{name}" for name in names(view, lib) if name.startswith("cuda_v")]
+    return [path for path in (lib, *mine) if closed(view, path)]
+
+
+def closed(view: HostView, path: str) -> bool:
+    """Whether directory PATH is there and this user may not list it."""
+    try:
+        view.listdir(path)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def elsewhere(view: HostView, lib: str) -> list[str]:

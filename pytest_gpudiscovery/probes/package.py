@@ -80,6 +80,7 @@ def _install(view: HostView, binary: dict[str, Any], cwd: str | None, journal: J
             _directory(view, name, f"{path}/{name}") for name in layout.gpu_directories(view, path)
         ]
         answer["bare"] = layout.bare_directories(view, path)
+        answer["closed"] = layout.closed_directories(view, path)
         if not answer["directories"] and BACKEND in every:
             answer["directories"] = [_directory(view, "", path)]
         # What is empty holds no library that could cost time or shadow another.

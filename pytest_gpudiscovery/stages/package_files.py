@@ -47,6 +47,9 @@ def _directories(seen: Seen, directories: Sequence[Directory], uid: int) -> list
         cause = "package.gpu_dir.no_cuda" if names else "package.gpu_dir.missing"
         if bare:
             cause, names = "package.gpu_dir.incomplete", bare
+        if closed := seen.get("closed") or []:
+            shut = {"path": closed[0], "names": ", ".join(closed), "uid": uid}
+            return [found("package.gpu_dir.closed", shut, expected="directories that can be listed", observed=closed)]
         others = seen.get("elsewhere") or []
         facts = {"path": lib, "names": ", ".join(names), "others": _others(others)}
         return [found(cause, facts, expected="cuda_v12 or cuda_v13 with libggml-cuda.so", observed=names or others)]

@@ -100,6 +100,18 @@ def test_an_unprivileged_user_sees_what_it_may_not_execute(prefix: Path) -> None
     assert hosts.causes(said, "failed") == ["package.ollama.not_executable"]
 
 
+@pytest.mark.parametrize("closed", [".", "cuda_v1?"])
+def test_directories_that_the_user_may_not_list_are_no_cpu_only_install(prefix: Path, closed: str) -> None:
+    places = [prefix / "lib" / "ollama"] if closed == "." else list((prefix / "lib" / "ollama").glob(closed))
+    for place in places:
+        place.chmod(0o700 if os.geteuid() == 0 else 0o300)
+    setup = Setup(identity=Identity(65534, 65534)) if os.geteuid() == 0 else Setup()
+    said = conclude(prefix, setup=setup)
+    for place in places:
+        place.chmod(0o755)
+    assert hosts.causes(said, "failed") == ["package.gpu_dir.closed"]
+
+
 def drop_lib(prefix: Path) -> None:
     shutil.rmtree(prefix / "lib" / "ollama")
 
