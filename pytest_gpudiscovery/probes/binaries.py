@@ -75,7 +75,12 @@ def find_binary(view: HostView, wanted: str | None, hints: Sequence[tuple[str, s
 def _instead(view: HostView, wanted: str) -> str:
     """Return in words what lies at WANTED, or at bin/ollama below it, in the place of a program; "" for nothing."""
     for path in (wanted, f"{wanted.rstrip('/')}/{BELOW[0]}"):
-        what = kind(view, path)
+        try:
+            what: str | None = view.stat(path)["type"]
+        except PermissionError:
+            return f"{path} lies behind a directory that this user may not search"
+        except OSError:
+            what = None
         if what is None and (target := link_target(view, path)) is not None:
             return f"{path} is a link that leads nowhere ({target})"
         if what is not None and path != wanted:

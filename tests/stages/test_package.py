@@ -244,6 +244,14 @@ def test_a_path_that_ollama_cannot_hand_on(tmp_path: Path, name: str, cause: str
     assert hosts.causes(conclude(tmp_path / name), "failed") == ([cause] if cause else [])
 
 
+def test_a_binary_behind_a_closed_directory_is_said(prefix: Path) -> None:
+    (prefix / "bin").chmod(0o700 if os.geteuid() == 0 else 0o600)
+    setup = Setup(identity=Identity(65534, 65534)) if os.geteuid() == 0 else Setup()
+    said = conclude(prefix, setup=setup)
+    (prefix / "bin").chmod(0o755)
+    assert "may not search" in str(said.checks[0].observed)
+
+
 def test_what_lies_in_the_place_of_the_binary_is_said(tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "ollama").symlink_to("/nix/store/gone/ollama")
