@@ -192,7 +192,7 @@ class Finish:
             for record in verdict.stages:
                 if record.outcome.blocks or record.outcome is Outcome.PROBE_ERROR:
                     lost = [other.name for other in verdict.stages if other.blocked_by == record.name]
-                    console.block(wording.failure_block(record, self._run.numbers, lost))
+                    console.block(wording.failure_block(record, self._run.numbers, lost, verdict))
             for nodeid in self._unexplained():
                 console.note(f"{nodeid} failed although its stage did not")
         if os.environ.get(github.ON) == "true":

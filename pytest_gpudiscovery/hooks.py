@@ -21,7 +21,7 @@ from pytest_gpudiscovery.reports import junit, wording
 from pytest_gpudiscovery.reports.console import Console, GateReporter
 from pytest_gpudiscovery.run import Run
 from pytest_gpudiscovery.scratch import Scratch
-from pytest_gpudiscovery.signals import Sigterm
+from pytest_gpudiscovery.signals import Sigchld, Sigterm
 from pytest_gpudiscovery.stages.spec import longest_of
 
 BELT_S = 30.0  # what pytest-timeout's limit adds to everything that an item may set off
@@ -82,6 +82,9 @@ class Gate:
         config = self.config
         start.refuse_distribution(config)
         collection.refuse_unknown(self.choice)
+        sigchld = Sigchld()
+        sigchld.heed()
+        config.add_cleanup(sigchld.restore)
         try:
             self._settings = settings = start.settle(config, self.stages)
             scratch = Scratch()

@@ -1,4 +1,7 @@
-"""SIGTERM as an orderly end: Slurm, Kubernetes and systemd send it before SIGKILL and give some 30 s for reports."""
+"""SIGTERM as an orderly end, SIGCHLD as it must be for whoever has children.
+
+Slurm, Kubernetes and systemd send SIGTERM before SIGKILL and give some 30 s for reports.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,30 @@ EXIT_CODE = 128 + signal.SIGTERM
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM came. A KeyboardInterrupt, because pytest.exit's exception is one that `except Exception` would catch."""
+
+
+class Sigchld:
+    """Lets the ends of children be learnt although whoever started us ignores SIGCHLD, until `restore`.
+
+    `trap '' CHLD` of an entry point and some process managers hand that down: the kernel then forgets how each child
+    ended, and a child that crashed looks like one that ended well.
+    """
+
+    def __init__(self) -> None:
+        self._ignored = False
+
+    def heed(self) -> None:
+        """Begin, where the signal is ignored and this is the main thread."""
+        main = threading.current_thread() is threading.main_thread()
+        if main and signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            self._ignored = True
+
+    def restore(self) -> None:
+        """Ignore it again, as before."""
+        if self._ignored:
+            signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+            self._ignored = False
 
 
 class Sigterm:

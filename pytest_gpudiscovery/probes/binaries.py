@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from pytest_gpudiscovery.probes import libraries
-from pytest_gpudiscovery.probes.facts import kind, names, number, pairs, text
+from pytest_gpudiscovery.probes.facts import kind, link_target, names, number, pairs, text
 from pytest_gpudiscovery.probes.host import HostView
 
 TYPE_CHECKING = False
@@ -43,7 +43,7 @@ def find_binary(view: HostView, wanted: str | None, hints: Sequence[tuple[str, s
     WANTED is a binary or an install prefix. Without it HINTS, (source, path) in the order of their weight, then the
     running server, PATH and the usual places are searched. "wrapper" is the script that was found first, "others"
     lists {"path", "source"} of different files that the rest of the search would give, "server" the running server.
-    {"path": None, "tried"} when there is none; "problem" says why WANTED cannot be used.
+    {"path": None, "tried"} when there is none; "problem" says why WANTED cannot be used, "instead" what is there.
     """
     server: dict[str, Any] | None = None
     if wanted:
@@ -65,11 +65,27 @@ def find_binary(view: HostView, wanted: str | None, hints: Sequence[tuple[str, s
             found.setdefault(entry["realpath"], {**entry, "source": source})
     if not found:
         return {"path": None, "tried": tried, "server": server} | (
-            {"problem": "no ollama binary there"} if wanted else {}
+            {"problem": "no ollama binary there", "instead": _instead(view, wanted)} if wanted else {}
         )
     first, *others = found.values()
     rest = [{"path": entry["path"], "source": entry["source"]} for entry in others]
     return {**first, "tried": tried, "others": rest, "server": server}
+
+
+def _instead(view: HostView, wanted: str) -> str:
+    """Return in words what lies at WANTED, or at bin/ollama below it, in the place of a program; "" for nothing."""
+    for path in (wanted, f"{wanted.rstrip('/')}/{BELOW[0]}"):
+        try:
+            what: str | None = view.stat(path)["type"]
+        except PermissionError:
+            return f"{path} lies behind a directory that this user may not search"
+        except OSError:
+            what = None
+        if what is None and (target := link_target(view, path)) is not None:
+            return f"{path} is a link that leads nowhere ({target})"
+        if what is not None and path != wanted:
+            return f"{path} is no regular file ({what})"
+    return ""
 
 
 def _look(view: HostView, option: str) -> dict[str, Any] | None:

@@ -101,7 +101,10 @@ def main(payload: "dict[str, Any]") -> None:
         sys.path.extend(path for path in payload["sys_path"] if path not in sys.path)
     allowed = setup.descriptors()
     journal.begin()
-    faulthandler.dump_traceback_later(payload["traceback_after_s"])
+    try:
+        faulthandler.dump_traceback_later(payload["traceback_after_s"])
+    except RuntimeError:
+        pass  # no thread can be started here: that is for the probe to find, and a hang is told without a traceback too
     try:
         module = "pytest_gpudiscovery.probes." + payload["module"]
         __import__(module)

@@ -42,6 +42,14 @@ def link(view: HostView, path: str) -> str | None:
         return None
 
 
+def link_target(view: HostView, path: str) -> str | None:
+    """Return what symlink PATH holds, None when PATH is no symlink."""
+    try:
+        return view.readlink(path)
+    except OSError:
+        return None
+
+
 def number(value: str | None) -> int | None:
     """Return the whole number that VALUE is, None for anything else ("max", "", None)."""
     word = (value or "").strip()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from pytest_gpudiscovery.probes import libraries
-from pytest_gpudiscovery.probes.facts import errno_name, kind, names
+from pytest_gpudiscovery.probes.facts import errno_name, kind, link_target, names
 from pytest_gpudiscovery.probes.host import HostView
 
 TYPE_CHECKING = False
@@ -36,6 +36,7 @@ ELSEWHERE = (
 def find_lib(view: HostView, binary: str, cwd: str | None, era: str | None) -> dict[str, Any]:
     """Return {"path", "realpath", "fallback", "tried"}: the directory that Ollama takes for BINARY (symlinks resolved).
 
+    "dangling" is [path, target] of the first candidate that is a link to nowhere, where it is one.
     `fallback` is true when none of the candidates exists and Ollama falls back to the directory of its binary. Where
     the era is unknown, B's candidates come before C's.
     """
@@ -46,7 +47,9 @@ def find_lib(view: HostView, binary: str, cwd: str | None, era: str | None) -> d
         if what is not None and (what == "dir" or era != "C"):
             return {"path": path, "realpath": view.realpath(path), "fallback": False, "tried": tried}
     here = os.path.dirname(binary)
-    return {"path": here, "realpath": here, "fallback": True, "tried": tried}
+    found = {"path": here, "realpath": here, "fallback": True, "tried": tried}
+    leads = link_target(view, tried[0])
+    return {**found, "dangling": [tried[0], leads]} if leads is not None and kind(view, tried[0]) is None else found
 
 
 def _candidates_b(binary: str, cwd: str | None) -> list[str]:
@@ -76,6 +79,29 @@ def gpu_directories(view: HostView, lib: str) -> list[str]:
     return found
 
 
+def bare_directories(view: HostView, lib: str) -> list[str]:
+    """Return the names below LIB that are CUDA directories by name and hold nothing that Ollama's glob matches."""
+    found = [name for name in names(view, lib) if name.startswith("cuda_v") and not closed(view, f"{lib}/{name}")]
+    return [name for name in found if not any("ggml-" in entry for entry in names(view, f"{lib}/{name}"))]
+
+
+def closed_directories(view: HostView, lib: str) -> list[str]:
+    """Return LIB, or the CUDA directories below it, where this user may not list them: Ollama's glob sees nothing."""
+    mine = [f"{lib}/{name}" for name in names(view, lib) if name.startswith("cuda_v")]
+    return [path for path in (lib, *mine) if closed(view, path)]
+
+
+def closed(view: HostView, path: str) -> bool:
+    """Whether directory PATH is there and this user may not list it."""
+    try:
+        view.listdir(path)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def elsewhere(view: HostView, lib: str) -> list[str]:
     """Return the directories that look like Ollama's libraries beside LIB, which is where Ollama looks."""
     here = view.realpath(lib)
@@ -87,7 +113,7 @@ def files_of(view: HostView, directory: str, *, contents: bool) -> list[dict[str
     """Return the libraries in DIRECTORY: {"name", "size", "mtime", "realpath", "readable"}, "elf" with CONTENTS.
 
     With CONTENTS also "mapped": "ok" or the errno of mapping the file's first page executable. A name that leads
-    nowhere (dangling link, no permission) has {"name", "errno"}.
+    nowhere (dangling link, no permission) has {"name", "errno", "target"}.
     """
     found: list[dict[str, Any]] = []
     for name in names(view, directory)[:FILES_LIMIT]:
@@ -97,7 +123,7 @@ def files_of(view: HostView, directory: str, *, contents: bool) -> list[dict[str
         try:
             status = view.stat(path)
         except OSError as error:
-            found.append({"name": name, "errno": errno_name(error)})
+            found.append({"name": name, "errno": errno_name(error), "target": link_target(view, path)})
             continue
         entry: dict[str, Any] = {
             "name": name,
@@ -108,6 +134,7 @@ def files_of(view: HostView, directory: str, *, contents: bool) -> list[dict[str
         }
         if contents:
             entry["elf"] = libraries.elf(view, path)
+            entry["zeros"] = "class" in entry["elf"] and libraries.ends_in_zeros(view, path)
             entry["mapped"] = _mapped(view, path)
         found.append(entry)
     return found

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import struct
 
-from pytest_gpudiscovery.probes.facts import errno_name, link
+from pytest_gpudiscovery.probes.facts import errno_name, link, names
 from pytest_gpudiscovery.probes.host import HostView
 from pytest_gpudiscovery.probes.mounts import mounted_file
 
@@ -59,6 +59,20 @@ def find_elsewhere(view: HostView, name: str) -> str | None:
     for directory in ELSEWHERE:
         if _accept(view, name, f"{directory}/{name}", "elsewhere") is not None:
             return f"{directory}/{name}"
+    return None
+
+
+def unlinked(view: HostView, name: str, env: Mapping[str, str]) -> str | None:
+    """Return the file of a full version (libcuda.so.580.159.04) that lies where ld.so looks for NAME, None without one.
+
+    Its link NAME is missing: ldconfig did not run after the driver was installed or copied, or a cleanup took the link.
+    """
+    stem = name.partition(".so.")[0] + ".so."
+    for directory in dict.fromkeys(os.path.dirname(path) for _, path in candidates(view, name, env)):
+        for entry in names(view, directory):
+            path = f"{directory}/{entry}"
+            if entry.startswith(stem) and version_in_name(path) and _accept(view, name, path, "unlinked") is not None:
+                return path
     return None
 
 
@@ -186,6 +200,24 @@ def elf(view: HostView, path: str) -> dict[str, Any]:
     except OSError as error:
         return {"errno": errno_name(error)}
     return {"size": status["size"], **parse_elf(data)}
+
+
+def ends_in_zeros(view: HostView, path: str) -> bool:
+    """Whether the section table of ELF file PATH is blank: its length was written to disk, its end was not.
+
+    A power cut after an unpacking, or a download into a file that was made at its full size before, leaves that. The
+    first section header is always blank; no other one is (gABI, chapter 4).
+    """
+    try:
+        head = view.read_at(path, 0, 64)
+        if len(head) < 64 or head[:5] != b"\x7fELF\x02":
+            return False
+        (offset,) = struct.unpack_from("<Q", head, 40)
+        size, count = struct.unpack_from("<HH", head, 58)
+        second = view.read_at(path, offset + size, size) if count > 1 and size >= 64 else b""
+    except OSError:
+        return False
+    return len(second) == size and not any(second) and count > 1
 
 
 def parse_elf(data: bytes) -> dict[str, Any]:

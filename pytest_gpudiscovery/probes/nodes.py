@@ -49,12 +49,13 @@ def probe(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
 
 
 def library(view: HostView, name: str, env: dict[str, str]) -> dict[str, Any]:
-    """Return what ld.so finds for NAME, else {"name", "path": None, "elsewhere": path | None, "passed_over": [...]}."""
+    """Return what ld.so finds for NAME, else {"name", "path": None, "elsewhere", "passed_over", "unlinked"}."""
     found = libraries.find(view, name, env)
     if found is not None:
         return found
     elsewhere, passed_over = libraries.find_elsewhere(view, name), libraries.passed_over(view, name, env)
-    return {"name": name, "path": None, "elsewhere": elsewhere, "passed_over": passed_over}
+    unlinked = libraries.unlinked(view, name, env)
+    return {"name": name, "path": None, "elsewhere": elsewhere, "passed_over": passed_over, "unlinked": unlinked}
 
 
 def modprobe(view: HostView) -> dict[str, Any] | None:

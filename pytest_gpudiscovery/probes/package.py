@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from pytest_gpudiscovery.probes import eras, gobinary, layout
+from pytest_gpudiscovery.probes import eras, gobinary, layout, libraries
 from pytest_gpudiscovery.probes.binaries import find_binary
 from pytest_gpudiscovery.probes.facts import errno_name, kind, names, text
 from pytest_gpudiscovery.probes.host import HostView, open_view
@@ -79,6 +79,8 @@ def _install(view: HostView, binary: dict[str, Any], cwd: str | None, journal: J
         answer["directories"] = [
             _directory(view, name, f"{path}/{name}") for name in layout.gpu_directories(view, path)
         ]
+        answer["bare"] = layout.bare_directories(view, path)
+        answer["closed"] = layout.closed_directories(view, path)
         if not answer["directories"] and BACKEND in every:
             answer["directories"] = [_directory(view, "", path)]
         # What is empty holds no library that could cost time or shadow another.
@@ -98,7 +100,8 @@ def _directory(view: HostView, name: str, path: str) -> dict[str, Any]:
 
 
 def _program(view: HostView, path: str) -> dict[str, Any] | None:
-    """Return {"path", "executable"} of a program, None where there is none."""
+    """Return {"path", "executable", "script", "elf"} of a program, None where there is none."""
     if kind(view, path) != "file":
         return None
-    return {"path": path, "executable": view.access(path, os.X_OK)}
+    script = text(view, path, 2) == "#!"
+    return {"path": path, "executable": view.access(path, os.X_OK), "script": script, "elf": libraries.elf(view, path)}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 THREADS = 32  # a Go runtime with CUDA loaded has about 20 on a 16-core host
-LIMITS = ("AS", "NOFILE", "NPROC")
+LIMITS = ("AS", "CPU", "DATA", "NOFILE", "NPROC")
 CGROUP = "/sys/fs/cgroup"
 
 

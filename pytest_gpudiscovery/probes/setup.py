@@ -6,6 +6,7 @@ mknod: kept|dropped, not_done: [{what, why}]}; only an identity or a directory t
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # `import signal` costs 7 ms (enum)
 import ctypes
 import os
 import sys
@@ -22,7 +23,7 @@ PR_SET_PTRACER = 0x59616D61  # "Yama"
 PR_SET_PTRACER_ANY = ctypes.c_ulong(-1)
 CLONE_NEWNS, CLONE_NEWNET = 0x20000, 0x40000000  # linux/sched.h
 RLIMIT_NOFILE = 7  # asm-generic/resource.h; `import resource` needs a descriptor where it is an extension module
-SIGKILL = 9  # `import signal` costs 7 ms (enum)
+SIGKILL = 9
 CHILDREN_S = 0.2  # for children to die
 SPAWNED = 3  # length of sys.argv in the process that the supervisor started; one more after an exec (boot.execute)
 
@@ -38,6 +39,8 @@ def prctl(option: int, value: Any) -> None:
 
 def apply(payload: dict[str, Any], journal: Journal) -> str | None:
     """Apply PAYLOAD's setup. Returns None when the probe may run, else why it must not; may exec and not return."""
+    # Who ignores SIGCHLD hands that down through exec, and no child can be waited for then; Go undoes it likewise.
+    _signal.signal(_signal.SIGCHLD, _signal.SIG_DFL)
     if len(sys.argv) == SPAWNED:
         if not payload["transient"]:
             if not os.read(payload["go_fd"], 1):

@@ -187,7 +187,7 @@ def _message(record: StageRecord, verdict: Verdict, cause: str | None) -> str:
     lost = [other.name for other in verdict.stages if other.blocked_by == record.name]
     text = f"{label(record.name)}: {wording.one_line(record.summary)}"
     if not record.outcome.lets_others_run and record.outcome is not Outcome.NOT_REACHED:
-        text = wording.failure_block(record, NUMBERS, lost)
+        text = wording.failure_block(record, NUMBERS, lost, verdict)
     named = f", cause {cause}" if cause else ""
     return f"{text}\n   outcome   : {wording.words(record.outcome)}{named}"
 

@@ -131,7 +131,7 @@ def _summary(verdict: Verdict) -> str:
     for record in verdict.stages:
         if record.outcome.blocks or record.outcome is Outcome.PROBE_ERROR:
             lost = [other.name for other in verdict.stages if other.blocked_by == record.name]
-            parts.append(wording.failure_block(record, NUMBERS, lost))
+            parts.append(wording.failure_block(record, NUMBERS, lost, verdict))
     for blocker in verdict.blockers:
         sure = "" if blocker.confidence is None else f" (confidence {blocker.confidence:g})"
         surer = f"\n   surer     : {blocker.surer}" if blocker.surer else ""

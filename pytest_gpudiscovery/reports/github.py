@@ -46,7 +46,7 @@ def commands(verdict: Verdict) -> Iterator[str]:
 
 def _block(record: StageRecord, verdict: Verdict) -> str:
     lost = [other.name for other in verdict.stages if other.blocked_by == record.name]
-    return wording.failure_block(record, NUMBERS, lost)
+    return wording.failure_block(record, NUMBERS, lost, verdict)
 
 
 def _command(level: str, title: str, message: str) -> str:

@@ -197,7 +197,7 @@ def _syscall(value: object) -> object:
 def _ticket(record: StageRecord, verdict: Verdict, paper: Paper) -> Html:
     """The block that the terminal shows, to be pasted elsewhere."""
     lost = [other.name for other in verdict.stages if other.blocked_by == record.name]
-    text = wording.failure_block(record, NUMBERS, lost)
+    text = wording.failure_block(record, NUMBERS, lost, verdict)
     return _folded("As text, for a ticket", el("pre", paper.block(text, 6_000), tabindex="0"))
 
 

@@ -30,14 +30,20 @@ def words(outcome: Outcome) -> str:
     return outcome.value.replace("_", " ")
 
 
-def failure_block(record: StageRecord, numbers: Mapping[str, int], explains: Sequence[str] = ()) -> str:
+def failure_block(
+    record: StageRecord, numbers: Mapping[str, int], explains: Sequence[str] = (), verdict: Verdict | None = None
+) -> str:
     """Return the block that says what failed, where, what it explains and what to do next.
 
-    NUMBERS gives each stage's number; EXPLAINS names the stages that are not reached because of this one.
+    NUMBERS gives each stage's number; EXPLAINS names the stages that are not reached because of this one. Where
+    VERDICT has the cause of it in a mere warning, that cause and its next command are said: it has no block of its own.
     """
     check, finding = worst(record)
     hung = record.outcome in HUNG
+    root = warned_cause(record, verdict)
+    todo = root[1] if root and root[1].next else finding
     rows = [
+        ("cause", f"{label(numbers.get(root[0], 0), root[0])}: {root[1].summary}. {root[1].detail}" if root else ""),
         ("about", about(check, record.summary) if check else ""),
         ("blocked in", _blocked_in(record, finding)),
         ("so far", activity(record, finding)),
@@ -51,11 +57,27 @@ def failure_block(record: StageRecord, numbers: Mapping[str, int], explains: Seq
         ("also", "; ".join(named(other, said) for other, said in _failed(record) if said is not finding)),
         ("explains", _explains(explains, numbers)),
         ("Ollama", ollama_says(record, finding)),
-        ("next", f"{finding.next}   ({finding.action.value})" if finding and finding.next else ""),
+        ("next", f"{todo.next}   ({todo.action.value})" if todo and todo.next else ""),
     ]
     lines = [f"{label(numbers.get(record.name, 0), record.name)}: {one_line(record.summary)}"]
     lines += [f"{INDENT}{name:<10}: {one_line(text)}" for name, text in rows if text]
     return "\n".join(lines)
+
+
+def warned_cause(record: StageRecord, verdict: Verdict | None) -> tuple[str, Finding] | None:
+    """Return (stage, finding) of what VERDICT calls the cause of RECORD's end, where that is a mere warning."""
+    first = next((one for one in verdict.blockers if one.stage == record.name), None) if verdict else None
+    if verdict is None or first is None or any(finding.cause == first.cause for _, finding in _failed(record)):
+        return None
+    return next(
+        (
+            (other.name, finding)
+            for other in verdict.stages
+            for check, finding in other.findings
+            if finding.cause == first.cause and check.outcome is CheckOutcome.WARNED
+        ),
+        None,
+    )
 
 
 def about(check: Check, said: str) -> str:
@@ -239,7 +261,9 @@ def _because(verdict: Verdict, numbers: Mapping[str, int]) -> str:
     if verdict.verdict is State.BLOCKED:
         if verdict.blockers:
             first = verdict.blockers[0]
-            return f" at {label(numbers.get(first.stage, 0), first.stage)}: {first.summary}"
+            kind, _, name = first.subject.partition(":")
+            where = f"{name}: " if kind == "dir" and name not in first.summary else ""
+            return f" at {label(numbers.get(first.stage, 0), first.stage)}: {where}{first.summary}"
         record = next((r for r in verdict.stages if r.required and r.outcome.blocks), None)
         return f" at {label(numbers.get(record.name, 0), record.name)}: {record.summary}" if record else ""
     if verdict.verdict is State.INCOMPLETE:

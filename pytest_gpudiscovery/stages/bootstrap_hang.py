@@ -17,6 +17,7 @@ from pytest_gpudiscovery.supervise import activity, blocked, evidence, unseen
 
 Facts = Mapping[str, Any]
 BACKEND, VARIANT, MLX, JIT = "libggml-cuda", "libggml-cpu", "libmlx", "libnvidia-ptxjitcompiler"
+GGML, BASE = "libggml-", "libggml-base"
 DRIVER = ("libcuda.", "libnvidia-", "libcudart.", "libcublas", BACKEND, VARIANT, MLX)
 LOCKS = ("futex", "futex_waitv", "flock", "fcntl", "semop")
 SLEEPS = ("nanosleep", "clock_nanosleep", "poll", "ppoll", "select", "pselect6", "epoll_wait", "epoll_pwait", "pause")
@@ -219,6 +220,10 @@ def _before_listening(seen: Seen, preloaded: Sequence[str], facts: dict[str, Any
 
 
 def _before_backend(seen: Seen, mapped: Sequence[str], facts: dict[str, Any], *, asked: bool) -> str:
+    other = next((name for name in seen.frames if name.startswith(GGML)), None)
+    if other is not None and not other.startswith((VARIANT, BACKEND, BASE)):
+        facts["object"] = other  # libggml-hip, libggml-vulkan: what lies deeper on the stack called it or is stale
+        return "backend"
     variant = next((name for name in (*seen.frames, *mapped) if name.startswith(VARIANT)), None)
     if variant is not None and (variant in seen.frames or (seen.culprit or {}).get("state") != "D"):
         facts["object"] = variant

@@ -77,7 +77,7 @@ def failed(run: Facts, binary: str, preloaded: Sequence[str], budget_s: float) -
     if reason == "stranger":
         return "bootstrap.hang.port", {"port": run.get("port"), "blocked_in": "the child had ended"}
     if reason == "exited":
-        return exited(run)
+        return exited(run, preloaded)
     if status == 404:
         return "bootstrap.http.not_found", {"port": run.get("port"), "observed": "HTTP 404"}
     if status is not None and status != 200:
@@ -99,14 +99,17 @@ def caught(run: Facts) -> tuple[str, dict[str, Any]]:
     return f"bootstrap.hang.{where or 'asker'}", {**facts, "exe": step.partition("start ")[2].split(" ")[0]}
 
 
-def exited(run: Facts) -> tuple[str, dict[str, Any]]:
-    """Return (cause, facts) of a child that ended before it answered."""
+def exited(run: Facts, preloaded: Sequence[str] = ()) -> tuple[str, dict[str, Any]]:
+    """Return (cause, facts) of a child that ended before it answered; PRELOADED: base names."""
     code = integer(run.get("exit"))
     output = text(run)
     facts: dict[str, Any] = {"code": code, "observed": f"exit status {code}"}
     if code is not None and code < 0:
         facts |= {"signal": -code, "observed": f"signal {-code}"}
         return ("bootstrap.exit.killed" if -code == SIGKILL else "bootstrap.exit.signal"), facts
+    if preloaded and code is not None and code >= 0 and not output.strip():
+        # Ollama says something before each end of its own: what came before its main took the word from it.
+        return "bootstrap.exit.preload", {**facts, "object": ", ".join(preloaded)}
     if code == LISTEN and "Listen error" in output:
         return "bootstrap.exit.listen", facts
     if code == FAULT:

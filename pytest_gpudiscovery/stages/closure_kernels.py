@@ -21,6 +21,7 @@ CAUSES = {
     "no device code": "closure.kernels.no_code",
 }
 CACHE = "P117"
+JIT_OFF = "CUDA_DISABLE_PTX_JIT"
 EAGER = ("CUDA_MODULE_LOADING", "CUDA_FORCE_PTX_JIT")
 
 
@@ -39,7 +40,7 @@ def judge_kernels(seen: Facts, wanted: Wanted, env: Mapping[str, str], subject: 
     checks: list[Check] = []
     for entry in objects(backend.get("verdicts")):
         checks += _code(entry, backend, wanted, subject) + _kept(entry, backend, subject) + _floor(entry, seen, subject)
-        checks += _eager(entry, backend, env, subject) + _jit(entry, seen, subject)
+        checks += _eager(entry, backend, env, subject) + _jit(entry, seen, env, subject)
     checks += _libraries(fatbins[1:], subject)
     rows = {check.prerequisite for check in checks if check.kind is Kind.BLOCKING}
     targets = list(sequence(backend.get("targets")))
@@ -64,6 +65,11 @@ def _unlisted(reason: str, subject: str) -> list[Check]:
 def asked(env: Mapping[str, str]) -> dict[str, str]:
     """Return those variables of ENV that make CUDA compile at initialisation."""
     return {name: env[name] for name in EAGER if name in env}
+
+
+def jit_disabled(env: Mapping[str, str]) -> bool:
+    """Whether a variable of ENV forbids the driver to compile PTX."""
+    return env.get(JIT_OFF, "0").strip() not in ("", "0")
 
 
 def _forces(env: Mapping[str, str]) -> bool:
@@ -158,12 +164,15 @@ def _eager(entry: Facts, backend: Facts, env: Mapping[str, str], subject: str) -
     return [found("closure.jit.eager_hang", facts, subject=subject, expected="lazy loading", observed=variables)]
 
 
-def _jit(entry: Facts, seen: Facts, subject: str) -> list[Check]:
+def _jit(entry: Facts, seen: Facts, env: Mapping[str, str], subject: str) -> list[Check]:
     """Judge what the driver needs for compiling: its compiler, and a cache so that it does so once."""
     if mapping(entry.get("verdict")).get("how") != "jit":
         return []
     checks = []
     facts = _facts(entry, objects(seen.get("fatbins"))[0])
+    if jit_disabled(env):
+        value = env[JIT_OFF]
+        checks.append(found("closure.jit.disabled", {**facts, "value": value}, subject=subject, observed=value))
     compiler, cache = mapping(seen.get("jit_compiler")), mapping(seen.get("jit_cache"))
     names = objects(mapping(mapping(seen.get("models")).get("child")).get("names"))
     has_driver = any(item.get("name") == "libcuda.so.1" and item.get("path") for item in names)

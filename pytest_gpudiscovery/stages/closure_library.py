@@ -20,6 +20,7 @@ LIBCUDA = "libcuda.so.1"
 TOOLKIT = ("libcudart", "libcublas", "libcublasLt")
 CUBLAS = ("libcublas", "libcublasLt")
 UNANSWERED = "unsupported"
+NO_START = "the program does not start: "  # loader/process.py, before what ld.so says of the program itself
 ROWS = ("P22", "P24", "P25", "P26", "P72", "P73", "P79")
 # Outcome of a problem -> cause; what is not here ends in an error that dlerror() words.
 BY_OUTCOME = {
@@ -131,7 +132,7 @@ def _problems(child: Facts, subject: Subject) -> list[Check]:
 
 def _finding(cause: str, problem: Facts, texts: list[str], child: Facts, subject: Subject) -> Check:
     """Return the check for CAUSE, worded by its first PROBLEM; further ones of the same cause are its evidence."""
-    text, thing = texts[0], _object(problem, child)
+    text, thing = texts[0], _object(problem, child, subject)
     facts = {
         "text": text,
         "short": _short(text),
@@ -208,9 +209,16 @@ def _preloaded(child: Facts) -> list[Facts]:
     return [{"path": item.get("path"), "soname": item.get("name"), "outside": True} for item in held]
 
 
-def _object(problem: Facts, child: Facts) -> str:
+def _object(problem: Facts, child: Facts, subject: Subject) -> str:
     provider = _provider(problem, child)
-    return str(provider.get("path") or problem.get("subject") or str(problem.get("text")).partition(":")[0])
+    text = str(problem.get("text")).removeprefix(NO_START)
+    name = str(provider.get("path") or problem.get("subject") or text.partition(":")[0])
+    if "/" in name:
+        return name
+    known = [*objects(child.get("objects")), *objects(child.get("names"))]
+    paths = (item.get("path") for item in known if name in (item.get("soname"), item.get("name")))
+    place = subject.lib if name.startswith("libggml") else subject.path
+    return next((path for path in paths if isinstance(path, str)), f"{place}/{name}" if ".so" in name else name)
 
 
 # --- what loads, and should not be the one ---------------------------------------------------------------------------

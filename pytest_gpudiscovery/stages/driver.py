@@ -81,7 +81,9 @@ def _library(seen: Mapping[str, Any], kernel: Mapping[str, Any], env: Mapping[st
     }
     checks: list[Check] = []
     if error:
-        cause = "missing" if "libcuda.so.1: cannot open shared object file" in str(error) else "unloadable"
+        facts["file"] = str(error).partition(":")[0] if str(error).startswith("/") else "libcuda.so.1"
+        cause = "missing" if str(error).startswith("libcuda.so.1: cannot open shared object file") else "unloadable"
+        cause = "directory" if str(error).endswith("Is a directory") else cause
         return [found(f"driver.libcuda.{cause}", facts, expected="libcuda.so.1 loads", observed=error)]
     if not library:
         return checks

@@ -10,6 +10,7 @@ from pytest_gpudiscovery.supervise.types import ChildResult, Ending
 HANG_OUTCOMES = {Ending.TIMED_OUT: Outcome.TIMED_OUT, Ending.UNKILLABLE: Outcome.UNKILLABLE}
 JIT_COMPILER = "libnvidia-ptxjitcompiler"
 DRIVER_MARKS = ("/dev/nvidia", "libcuda.so", "libnvidia-")
+NOT_STARTED = "error while loading shared libraries: "  # glibc, elf/rtld.c and dl-error-skeleton.c
 LOADER_ABORTS = 127  # ld.so's own assertions end the process so (elf/dl-minimal.c, __assert_fail)
 
 
@@ -49,8 +50,22 @@ def signal_words(number: int) -> str:
         return f"signal {number}"
 
 
+def refused(result: ChildResult) -> str:
+    """Return what ld.so said where it did not let the child's program start, "" otherwise.
+
+    "libm.so.6: file too short": a library of that name came first in the search, and no call of a probe was reached.
+    """
+    if result.ending is not Ending.EXITED or result.exit_code != LOADER_ABORTS:
+        return ""
+    said = next((line for line in result.stderr.splitlines() if NOT_STARTED in line), "")
+    path, _, rest = said.partition(NOT_STARTED)[2].strip().partition(":")
+    return f"{path}:{rest}" if said else ""
+
+
 def words(result: ChildResult) -> str:
     """Return how the child ended: "signal 11 (SIGSEGV)", "exit status 127", "exit status 0 without an answer"."""
+    if said := refused(result):
+        return f"not started by ld.so: {said.rpartition('/')[2]}"
     if result.ending is Ending.SIGNALLED and result.signal is not None:
         return signal_words(result.signal)
     if result.ending is Ending.NO_ANSWER:

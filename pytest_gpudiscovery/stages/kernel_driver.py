@@ -14,6 +14,7 @@ Seen = Mapping[str, Any]
 FOREIGN = ("nouveau", "nova", "nova_core", "nova-core")  # the kernel's own drivers for NVIDIA GPUs
 # Drivers that hold a device so that another kernel or process can have it (Documentation/driver-api/vfio.rst)
 GIVEN_AWAY = ("vfio-pci", "pci-stub", "xen-pciback")
+COMPUTE = frozenset({"compute", "all", "not set", ""})  # NVIDIA_DRIVER_CAPABILITIES: each of these brings libcuda
 HEALED = {
     "root": "Root's driver would heal it at the first use; the gate does not.",
     "nvidia-modprobe": "A setuid nvidia-modprobe would heal it at the first use.",
@@ -150,11 +151,12 @@ def judge_libraries(seen: Seen, libraries: list[Mapping[str, Any]], env: Mapping
     """Judge P37 (the user-space half is there) and P32 (it is of the module's version)."""
     by_name = {library["name"]: library for library in libraries}
     cuda, nvml = by_name.get("libcuda.so.1", {}), by_name.get("libnvidia-ml.so.1", {})
+    capabilities = env.get("NVIDIA_DRIVER_CAPABILITIES", "not set")
     facts = {
         "library": "libcuda.so.1",
         "module_version": module_version(seen),
         "elsewhere": cuda.get("elsewhere"),
-        "capabilities": env.get("NVIDIA_DRIVER_CAPABILITIES", "not set"),
+        "capabilities": capabilities,
     }
     checks = []
     if cuda.get("path"):
@@ -166,8 +168,13 @@ def judge_libraries(seen: Seen, libraries: list[Mapping[str, Any]], env: Mapping
     elif cuda.get("passed_over"):
         first = cuda["passed_over"][0]
         checks.append(found("kernel.user_space.unusable", {**facts, **first}, observed=cuda["passed_over"]))
+    elif cuda.get("unlinked"):
+        facts["file"] = cuda["unlinked"]
+        checks.append(found("kernel.user_space.unlinked", facts, expected="libcuda.so.1", observed=cuda["unlinked"]))
     elif cuda.get("elsewhere"):
         checks.append(found("kernel.user_space.out_of_sight", facts, observed=cuda["elsewhere"]))
+    elif nvml.get("path") and not COMPUTE & {word.strip().lower() for word in capabilities.split(",")}:
+        checks.append(found("kernel.user_space.capability", facts, observed=facts["capabilities"]))
     else:
         checks.append(found("kernel.user_space.missing", facts, expected="libcuda.so.1"))
     return checks + _versions(seen, cuda, nvml)

@@ -8,7 +8,7 @@ from typing import Any
 
 from pytest_gpudiscovery.loader.lddebug import CONSTRUCTOR, MAPPING, OPENING, RELOCATING, last_stop, without_account
 from pytest_gpudiscovery.model import Check, Kind
-from pytest_gpudiscovery.stages.endings import HANG_OUTCOMES, LOADER_ABORTS, defect, words
+from pytest_gpudiscovery.stages.endings import HANG_OUTCOMES, LOADER_ABORTS, defect, refused, words
 from pytest_gpudiscovery.stages.identity import integer, mapping, objects, sequence, string
 from pytest_gpudiscovery.stages.spec import found, passed, unknown
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending
@@ -79,6 +79,8 @@ def _cause(result: ChildResult, doing: str) -> str:
         return "load.hang"
     if result.ending is Ending.NO_ANSWER:
         return "load.exits"
+    if refused(result):
+        return "load.start_refused"
     if result.ending is Ending.EXITED:
         ours = result.exit_code == LOADER_ABORTS and LOADER_SAYS in without_account(result.stderr)
         return "load.loader_aborts" if ours else "load.exits"

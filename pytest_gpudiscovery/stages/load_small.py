@@ -104,7 +104,9 @@ def _ended(group: Group, result: ChildResult, limit_s: float) -> Check:
     evidence = nearer.finding.evidence if nearer.finding else None
     if group is CPU and _of_another(result, mapping(mapping(evidence).get("loader"))):
         return nearer  # libggml-base, which every variant needs: the variant that was opened first is not to blame
-    at = string(result.observed.get("at")) or "?"
+    at = string(result.observed.get("at"))
+    if at is None:
+        return nearer  # it ended before it opened a library
     hung = result.ending in HANG_OUTCOMES
     facts = {
         "name": posixpath.basename(at),

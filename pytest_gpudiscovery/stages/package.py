@@ -24,6 +24,8 @@ from pytest_gpudiscovery.stages.spec import (
 from pytest_gpudiscovery.supervise.types import ChildResult, Probe
 
 ROWS = ("P01", "P02", "P03", "P04", "P05", "P06", "P07", "P08", "P09")
+SPLITS = frozenset(":;")  # ld.so, man 8: what separates the directories of LD_LIBRARY_PATH
+PATTERN = frozenset("[\\")  # what begins a class or an escape in Go's path/filepath.Match and so matches not itself
 VERSION_S = 3.0  # for `ollama --version`: 0.05 s on a healthy host
 # Targets that can be reached on a host without Ollama: a plain GPU runner stops at one of these.
 WITHOUT_OLLAMA = ("package", "service", "loopback", "kernel", "nvml", "driver", "enumeration", "runtime")
@@ -63,6 +65,7 @@ def judge(given: StageInput) -> Judgement:
     uid = _uid(given)
     version, _ = _version(seen, given)
     checks = [*_binary(binary, uid), *_cwd(given, seen, _era(seen, given)), *_lib(seen, binary, _era(seen, given))]
+    checks += _server(seen, _era(seen, given))
     with_cuda = [item for item in seen["directories"] if has_backend(item)]
     checks += package_files.judge(seen, with_cuda, version, uid)
     judged = {check.prerequisite for check in checks}
@@ -76,8 +79,10 @@ def _no_ollama(given: StageInput, binary: Mapping[str, Any], seen: Mapping[str, 
     tried = ", ".join(binary.get("tried") or []) or "nothing"
     wanted, target = given.context.ollama_path, given.context.target
     if wanted:
-        facts = {"wanted": wanted, "tried": tried}
-        first = found("package.ollama.unusable", facts, expected="an ollama binary", observed=binary.get("problem"))
+        instead = binary.get("instead")
+        facts = {"wanted": wanted, "tried": tried, "instead": f" {instead}." if instead else ""}
+        observed = instead or binary.get("problem")
+        first = found("package.ollama.unusable", facts, expected="an ollama binary", observed=observed)
     elif target in WITHOUT_OLLAMA or given.context.candidate_path:
         reason = f"no Ollama on this host; {target} does not need one"
         checks = tuple(not_applicable(row, reason) for row in ROWS)
@@ -112,6 +117,19 @@ def _binary(binary: Mapping[str, Any], uid: int) -> list[Check]:
         checks.append(found("package.ollama.another", facts, observed=others))
     observed = {"realpath": binary["realpath"], "size": binary["size"], "source": binary.get("source")}
     return checks or [passed("P01", reason=binary["path"], observed=observed)]
+
+
+def _server(seen: Mapping[str, Any], era: str | None) -> list[Check]:
+    """Return the finding that llama-server, which era C discovers GPUs with, cannot be what a release has."""
+    server = seen.get("server") or {}
+    elf = server.get("elf") or {}
+    if era != "C" or "errno" in elf:
+        return []
+    problem = f"cut off, {elf['size']} of {elf['needs']} bytes" if cut_off(elf) else _no_program(server, elf)
+    if problem is None:
+        return []
+    facts = {"path": server["path"], "problem": problem}
+    return [found("package.server.unusable", facts, expected="an ELF program", observed=problem)]
 
 
 def _no_program(binary: Mapping[str, Any], elf: Mapping[str, Any]) -> str | None:
@@ -149,8 +167,15 @@ def _lib(seen: Mapping[str, Any], binary: Mapping[str, Any], era: str | None) ->
             "expected": lib["tried"][0],
             "others": ", ".join(seen.get("elsewhere") or []) or "nowhere that is usual",
         }
+        if lib.get("dangling"):
+            path, target = lib["dangling"]
+            return [found("package.lib.dangling", {**facts, "path": path, "target": target}, observed=target)]
         return [found("package.lib.missing", facts, expected=lib["tried"][0], observed=lib["path"])]
     checks = [passed("P02", observed=lib["path"])]
+    if marks := sorted(set(lib["path"]) & SPLITS):
+        return [*checks, found("package.lib.separator", {"path": lib["path"], "mark": marks[0]}, observed=lib["path"])]
+    if marks := sorted(set(lib["path"]) & PATTERN):
+        return [*checks, found("package.lib.pattern", {"path": lib["path"], "mark": marks[0]}, observed=lib["path"])]
     if era == "C":
         return [*checks, passed("P03", reason="0.30.0 and later take any path", observed=lib["path"])]
     # Each GPU directory is asked for by its own path, which begins with this one (v0.24.0: ggml.go:88).
@@ -187,6 +212,7 @@ def _facts(seen: Mapping[str, Any], given: StageInput) -> dict[str, Any]:
         "source": binary.get("source"),
         "lib_dir": lib,
         "gpu_dirs": _gpu_dirs(seen, given, version),
+        "bare_dirs": seen.get("bare") or [],
         "system_cudart": seen.get("system_cudart") or [],
         "llama_server": (seen.get("server") or {}).get("path"),
         "version": version,

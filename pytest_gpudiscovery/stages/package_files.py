@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,9 +12,14 @@ from pytest_gpudiscovery.probes import eras
 from pytest_gpudiscovery.stages.spec import found, passed, unknown
 
 BACKEND = "libggml-cuda.so"
-NOT_OURS = ("libcuda.so", "libnvidia-ml.so", "libnvidia-")  # the driver's: never part of an Ollama release
+# The driver's and the C library's: never part of an Ollama release.
+NOT_OURS = ("libcuda.so", "libnvidia-ml.so", "libnvidia-", "libc.so", "libm.so", "libdl.so", "libpthread.so")
 ONLY_BELOW = ("libggml-cuda", "libcublas", "libcudart")  # belong into cuda_v12 or cuda_v13, not beside them
 MACHINES = {"x86_64": 62, "aarch64": 183}
+# What dlopen of the backend opens in its own directory. An editor's swap file, a package manager's saved copy or a
+# development link that is broken stops nothing.
+OPENED = re.compile(r"libggml-cuda\.so|libggml-base\.so(\.0)?|lib(cudart|cublas|cublasLt)\.so\.[0-9]+|libcuda\.so\.1")
+NOWHERE = ("ENOENT", "ENOTDIR", "ELOOP")  # of a name that is listed: a link that leads nowhere
 Seen = Mapping[str, Any]
 Directory = Mapping[str, Any]
 
@@ -37,19 +43,24 @@ def judge(seen: Seen, directories: Sequence[Directory], version: str | None, uid
 def _directories(seen: Seen, directories: Sequence[Directory], uid: int) -> list[Check]:
     lib = seen["lib"]["path"]
     if not directories:
-        names = [item["name"] for item in seen["directories"]]
+        names, bare = [item["name"] for item in seen["directories"]], seen.get("bare") or []
         cause = "package.gpu_dir.no_cuda" if names else "package.gpu_dir.missing"
+        if bare:
+            cause, names = "package.gpu_dir.incomplete", bare
+        if closed := seen.get("closed") or []:
+            shut = {"path": closed[0], "names": ", ".join(closed), "uid": uid}
+            return [found("package.gpu_dir.closed", shut, expected="directories that can be listed", observed=closed)]
         others = seen.get("elsewhere") or []
         facts = {"path": lib, "names": ", ".join(names), "others": _others(others)}
         return [found(cause, facts, expected="cuda_v12 or cuda_v13 with libggml-cuda.so", observed=names or others)]
     names = [shown_name(seen, item) for item in directories]
     checks = [passed("P05", observed=names)]
     broken = {item["path"]: _files(item, uid) for item in directories}
-    one_is_whole = any(not problems for problems in broken.values())
+    one_is_whole = any(not any(stops for _, _, stops in problems) for problems in broken.values())
     for item in directories:
         subject = f"dir:{shown_name(seen, item)}"
-        lower = Severity.WARNING if one_is_whole else None
-        for cause, facts in broken[item["path"]]:
+        for cause, facts, stops in broken[item["path"]]:
+            lower = None if stops and not one_is_whole else Severity.WARNING
             checks.append(found(cause, facts, subject=subject, severity=lower, observed=facts.get("size")))
         if not broken[item["path"]]:
             sizes = {entry["name"]: entry.get("size") for entry in item["files"]}
@@ -61,22 +72,27 @@ def _others(places: Sequence[str]) -> str:
     return f"Libraries that Ollama does not look at lie in {', '.join(places)}." if places else "None lie elsewhere."
 
 
-def _files(directory: Directory, uid: int) -> list[tuple[str, dict[str, Any]]]:
-    """Return (cause, facts) of each library in DIRECTORY that the loader could not use."""
+def _files(directory: Directory, uid: int) -> list[tuple[str, dict[str, Any], bool]]:
+    """Return (cause, facts, whether it stops the backend) of each library in DIRECTORY that ld.so could not use."""
     machine = MACHINES.get(os.uname().machine)
-    problems: list[tuple[str, dict[str, Any]]] = []
+    problems: list[tuple[str, dict[str, Any], bool]] = []
     for entry in directory["files"]:
-        elf = entry.get("elf") or {}
+        elf, stops = entry.get("elf") or {}, OPENED.fullmatch(entry["name"]) is not None
         facts = {**entry, **elf, "path": f"{directory['path']}/{entry['name']}", "uid": uid, "bits": elf.get("class")}
-        if "errno" in entry or "errno" in elf or not entry.get("readable", True):
+        if entry.get("errno") in NOWHERE:
+            facts = {**facts, "target": entry.get("target") or "nothing"}
+            problems.append(("package.library.dangling", facts, stops))
+        elif "errno" in entry or "errno" in elf or not entry.get("readable", True):
             errno = entry.get("errno") or elf.get("errno") or "EACCES"
-            problems.append(("package.library.unreadable", {**facts, "errno": errno}))
+            problems.append(("package.library.unreadable", {**facts, "errno": errno}, stops))
         elif "problem" in elf:
-            problems.append(("package.library.not_elf", facts))
+            problems.append(("package.library.not_elf", facts, stops))
         elif elf.get("class") != 64 or (machine is not None and elf["machine"] != machine):
-            problems.append(("package.library.foreign", facts))
+            problems.append(("package.library.foreign", facts, stops))
+        elif entry.get("zeros"):
+            problems.append(("package.library.zeros", facts, stops))
         elif cut_off(elf):
-            problems.append(("package.library.truncated", facts))
+            problems.append(("package.library.truncated", facts, stops))
     return problems
 
 

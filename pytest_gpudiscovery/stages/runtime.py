@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_gpudiscovery.model import Check, CheckOutcome, Outcome, StageRecord
-from pytest_gpudiscovery.stages.endings import defect, in_driver, signal_words
-from pytest_gpudiscovery.stages.identity import integer, mapping, objects, string
+from pytest_gpudiscovery.stages.endings import defect, in_driver, refused, signal_words
+from pytest_gpudiscovery.stages.identity import integer, mapping, objects, sequence, string
 from pytest_gpudiscovery.stages.nvml_gpu import as_warning
 from pytest_gpudiscovery.stages.runtime_library import judge_library, views
 from pytest_gpudiscovery.stages.spec import (
@@ -164,6 +164,8 @@ def judge(given: StageInput) -> Judgement:
         for target, own, _ in judged
         for check in own
     ]
+    if not good:
+        checks += _narrowed(package)
     facts = {
         "directories": [
             {
@@ -181,6 +183,19 @@ def judge(given: StageInput) -> Judgement:
         forced = Outcome.CRASHED  # no library is left that works, and this one took its process with it
     stuck = any(_stuck(result, asked) for result in given.results.values())
     return Judgement(tuple(checks), _summary(judged, good), facts, outcome=forced, stuck=stuck)
+
+
+def _narrowed(package: Mapping[str, Any]) -> list[Check]:
+    """Return why Ollama has no other directory than those that do not work: a variable, or files that are not there."""
+    if bare := [str(name) for name in sequence(package.get("bare_dirs"))]:
+        facts = {"names": ", ".join(bare), "path": package.get("lib_dir")}
+        return [found("runtime.directory_lost", facts, expected="libggml-cuda.so", observed=bare)]
+    entries = [item for item in objects(package.get("gpu_dirs")) if string(item.get("backend"))]
+    left = [item for item in entries if str(item.get("skipped") or "").startswith("OLLAMA_LLM_LIBRARY=")]
+    if not left or len(left) == len(entries):
+        return []  # a value that fits no directory is stage 02's
+    facts = {"setting": left[0]["skipped"], "names": ", ".join(str(item.get("name")) for item in left)}
+    return [found("runtime.narrowed", facts, expected="not set", observed=facts["setting"])]
 
 
 CRASH_ENDINGS = (Ending.SIGNALLED, Ending.EXITED, Ending.NO_ANSWER)
@@ -237,6 +252,9 @@ def _ending(result: ChildResult, target: Target, subject: str, deadline_s: float
         "blocked_in": result.evidence.get("blocked_in", "unknown"),
         "ending": signal_words(result.signal) if result.signal else f"exit code {result.exit_code}",
     }
+    if said := refused(result):
+        facts |= {"error": said, "short": said.rpartition("/")[2]}
+        return [found("runtime.start_refused", facts, subject=subject, observed=said)]
     cause = "runtime.hang" if result.ending in HANG_OUTCOMES else "runtime.crash"
     evidence = {"step": step, "blocked_in": facts["blocked_in"], "stderr": result.stderr[-2000:]}
     return [found(cause, facts, subject=subject, evidence=evidence)]

@@ -163,6 +163,7 @@ def _tasks(seen: Mapping[str, Any], service: Mapping[str, Any]) -> list[Check]:
         "errno": seen["fork"]["errno"],
         "nproc": _limit_words(seen["limits"]["NPROC"][0]),
         "address_space": _limit_words(seen["limits"]["AS"][0]),
+        "data": _limit_words(seen["limits"].get("DATA", [-1])[0]),
         "pids": pids["max"] if pids else "no limit",
     }
     if seen["fork"]["errno"]:
@@ -245,7 +246,12 @@ def _namespace(seen: Mapping[str, Any], service: Mapping[str, Any]) -> list[Chec
 
 def _limits(seen: Mapping[str, Any]) -> list[Check]:
     space, descriptors = seen["limits"]["AS"][0], seen["limits"]["NOFILE"][0]
+    seconds, data = (seen["limits"].get(name, [-1])[0] for name in ("CPU", "DATA"))
     checks = []
+    if seconds >= 0:
+        checks.append(found("service.limit.cpu_time", {"seconds": seconds}, expected="unlimited", observed=seconds))
+    if data >= 0:
+        checks.append(found("service.limit.data", {"limit_mb": data / MB}, expected="unlimited", observed=data))
     if space < 0:
         checks.append(passed("P82", observed="unlimited"))
     else:

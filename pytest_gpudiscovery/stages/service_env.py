@@ -17,6 +17,7 @@ from pytest_gpudiscovery.stages.visible import Visible, parse
 TRACE = "2"  # OLLAMA_DEBUG: the only value that shows the child's output
 # Values of NVIDIA_VISIBLE_DEVICES that inject no GPU. Not "void": the CDI mode sets it and injects by another way.
 CONTAINER_NONE = ("", "none")
+JIT_OFF = "CUDA_DISABLE_PTX_JIT"
 NO_OLLAMA = "there is no Ollama on this host"
 
 
@@ -48,7 +49,22 @@ def left(visible: Visible, uuids: Sequence[str | None], mig: bool | None) -> tup
 
 def judge_environment(seen: Mapping[str, Any], env: Mapping[str, str], package: Mapping[str, Any]) -> list[Check]:
     """Judge P13, P14, P15 and P80 over ENV; PACKAGE holds the facts of the package stage."""
-    return [*_library(env, package), *_visible(seen, env), *_jetson(seen, env, package), *_debug(env, package)]
+    first = [*_home(env, package), *_compiler(env)]
+    return [*first, *_library(env, package), *_visible(seen, env), *_jetson(seen, env, package), *_debug(env, package)]
+
+
+def _compiler(env: Mapping[str, str]) -> list[Check]:
+    """Return the finding that PTX is not compiled: the driver stage's own kernel is PTX, and so are most backends."""
+    if env.get(JIT_OFF, "0").strip() in ("", "0"):
+        return []
+    return [found("service.env.ptx_jit_disabled", {"value": env[JIT_OFF]}, expected="not set", observed=env[JIT_OFF])]
+
+
+def _home(env: Mapping[str, str], package: Mapping[str, Any]) -> list[Check]:
+    """Return the finding that Ollama has no home directory: server and discovery child alike panic before main."""
+    if not package.get("binary") or env.get("HOME"):
+        return []
+    return [found("service.env.home_missing", expected="a directory", observed=env.get("HOME", "not set"))]
 
 
 def _library(env: Mapping[str, str], package: Mapping[str, Any]) -> list[Check]:
@@ -75,6 +91,7 @@ def _visible(seen: Mapping[str, Any], env: Mapping[str, str]) -> list[Check]:
     visible = parse(env)
     if visible.value is None:
         return checks or [passed("P14", reason="CUDA_VISIBLE_DEVICES is not set")]
+    checks += _odd(visible)
     uuids = [gpu.get("uuid") for gpu in seen["gpus"]]
     shown, reason = left(visible, uuids, seen.get("mig"))
     value = visible.value
@@ -88,6 +105,20 @@ def _visible(seen: Mapping[str, Any], env: Mapping[str, str]) -> list[Check]:
     else:
         checks.append(passed("P14", reason=reason, observed=value))
     return checks
+
+
+def _odd(visible: Visible) -> list[Check]:
+    """Return what is suspicious in a list that parses: an entry that comes twice, or one with blanks behind it."""
+    entries = str(visible.value).split(",")
+    words = [entry.strip() for entry in entries if entry.strip()]
+    if len(set(words)) < len(words):
+        odd = "names a GPU twice"
+    elif any(entry.strip() and entry != entry.rstrip() for entry in entries):
+        odd = "has blanks behind an entry"
+    else:
+        return []
+    facts = {"value": repr(visible.value), "odd": odd}
+    return [found("service.env.cuda_visible_devices_odd", facts, expected="not set", observed=visible.value)]
 
 
 def _jetson(seen: Mapping[str, Any], env: Mapping[str, str], package: Mapping[str, Any]) -> list[Check]:

@@ -124,6 +124,20 @@ def test_the_failure_block_says_what_a_look_at_the_child_showed() -> None:
     assert "".join((so_far, goroutine, *others)) in block
 
 
+def test_a_cause_that_only_warned_is_in_the_block_of_what_it_stopped() -> None:
+    limit = dataclasses.replace(HANG, cause="service.limit.cpu_time", summary="RLIMIT_CPU is 2 s", next="ulimit -t")
+    check = Check("P11", Kind.RISK, "host", CheckOutcome.WARNED, finding=limit)
+    warned = fakes.record("service", Outcome.WARNED, checks=(check,))
+    blocker = Blocker("driver", "host", Outcome.TIMED_OUT, limit.cause, limit.summary)
+    whole = verdict(State.BLOCKED, warned, HUNG, blockers=(blocker,))
+    block = wording.failure_block(HUNG, {**NUMBERS, "service": 2}, (), whole)
+    assert block.splitlines()[1].startswith("   cause     : 02 service: RLIMIT_CPU is 2 s. ")
+    assert block.splitlines()[-1] == "   next      : ulimit -t   (safe)"
+    own = dataclasses.replace(blocker, cause=HANG.cause)
+    plain = wording.failure_block(HUNG, NUMBERS)
+    assert wording.failure_block(HUNG, NUMBERS, (), dataclasses.replace(whole, blockers=(own,))) == plain
+
+
 def test_the_failure_block_has_the_shape_of_the_contract() -> None:
     assert wording.failure_block(HUNG, NUMBERS, ("enumeration", "runtime", "backend")) == DESIGN
 

@@ -143,7 +143,8 @@ def _public() -> str:
 
 def context(entries: Entries | None, **changes: Any) -> RunContext:
     """Return a context over ENTRIES (None: this machine), with the H100 host's library path."""
-    env = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LD_LIBRARY_PATH": LIBRARIES, **changes.pop("env", {})}
+    usual = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/usr/share/ollama", "LD_LIBRARY_PATH": LIBRARIES}
+    env = {**usual, **changes.pop("env", {})}
     view: dict[str, Any] = {"kind": "live"}
     if entries is not None:
         view = {"kind": "recorded", "path": record(entries)}

@@ -18,6 +18,7 @@ LIB = "/usr/local/lib/ollama"
 CUDA = f"{LIB}/cuda_v12/libggml-cuda.so"
 DRIVER = "/usr/lib/libcuda.so.1"
 VARIANT = f"{LIB}/libggml-cpu-icelake.so"
+HIP = f"{LIB}/rocm/libggml-hip.so"
 SHIM = "/opt/shim/libvgpu.so"
 JIT = "/usr/lib/libnvidia-ptxjitcompiler.so.1"
 MLX = f"{LIB}/mlx_cuda_v13/libmlxc.so"
@@ -72,6 +73,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("wait", stuck(CUDA)),
     ("unknown", stuck(CUDA, threads=[thread(100, "S", "")])),
     ("early", stuck("/usr/lib/libm.so.6", listens=None)),
+    # The CPU variant lies deeper on the stack: it was done with, or its frames are stale.
+    ("backend", stuck(VARIANT, HIP, frames=(HIP, VARIANT))),
 ]
 
 
@@ -102,6 +105,7 @@ CASES_C: list[tuple[str, dict[str, Any]]] = [
     ("preload", stuck(SHIM, listens=None, frames=(SHIM,))),
     ("mlx", stuck(MLX, DRIVER, listens=None, frames=(MLX, DRIVER))),
     ("variant", stuck(VARIANT, listens=None, frames=(VARIANT,))),
+    ("backend", stuck(VARIANT, HIP, listens=None, frames=(HIP, VARIANT))),
     ("tmpdir", stuck(f"{LIB}/libm.so", listens=None, threads=[thread(100, "S", OPENAT)])),
     ("early", stuck("/usr/lib/libm.so.6", listens=None)),
     ("storage", stuck(CUDA, listens=None, threads=[thread(100, "D", FAULT)])),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 
 from pytest_gpudiscovery.model import CheckOutcome, Outcome, Step
-from pytest_gpudiscovery.stages import bootstrap
+from pytest_gpudiscovery.stages import bootstrap, bootstrap_runner
 from pytest_gpudiscovery.stages.spec import StageInput
 from pytest_gpudiscovery.supervise.types import Ending
 from tests.fakes import context, record, result
@@ -77,6 +77,23 @@ CASES: list[tuple[dict[str, Any], str, Outcome]] = [
     (run(devices=[{**DEVICE_B, "ComputeMajor": 0}]), "bootstrap.device.compute", Outcome.FAILED),
     (run(devices=[{**DEVICE_B, "pci_id": "99fff950:99fff9"}]), "bootstrap.device.pci", Outcome.FAILED),
 ]
+
+
+def test_a_pci_domain_of_more_than_16_bits_is_an_address() -> None:
+    first = run(devices=[{**DEVICE_B, "pci_id": "10000:06:00.0"}])
+    assert "bootstrap.device.pci" not in causes(judged({"cuda_v12": first, "second pass": second()}))
+
+
+def test_a_preloaded_object_that_ends_the_child_without_a_word_is_named() -> None:
+    silent = no_answer(exit=0, output={"text": ""})
+    assert bootstrap_runner.failed(silent, "/bin/ollama", (), 30.0) == (
+        "bootstrap.exit.other",
+        {"code": 0, "observed": "exit status 0"},
+    )
+    cause, facts = bootstrap_runner.failed(silent, "/bin/ollama", ("libagent.so",), 30.0) or ("", {})
+    assert (cause, facts["object"]) == ("bootstrap.exit.preload", "libagent.so")
+    spoke = no_answer(exit=3, output={"text": "panic: x\n"})
+    assert (bootstrap_runner.failed(spoke, "/bin/ollama", ("libagent.so",), 30.0) or ("",))[0] == "bootstrap.exit.other"
 
 
 @pytest.mark.parametrize(("first", "cause", "outcome"), CASES, ids=[case[1] for case in CASES])

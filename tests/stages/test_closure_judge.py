@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_gpudiscovery.model import CheckOutcome, Outcome, Step
-from pytest_gpudiscovery.stages import closure, closure_gpu, closure_library
+from pytest_gpudiscovery.stages import closure, closure_gpu, closure_kernels, closure_library
 from pytest_gpudiscovery.stages.spec import Judgement, StageInput, deadline_of
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending
 from tests.fakes import context, record, result
@@ -366,3 +366,22 @@ def test_an_ollama_that_looks_into_no_directory_finds_no_gpu() -> None:
     assert finding is not None
     assert finding.cause == "closure.directory.none_kept"
     assert "OLLAMA_LLM_LIBRARY=rocm" in finding.summary
+
+
+def test_the_file_that_keeps_the_program_from_starting_is_named_with_its_place() -> None:
+    problem = {"kind": "file", "outcome": "sigbus", "text": "the program does not start: libggml-base.so.0: cut off"}
+    child = {"library": f"{LIB}/cuda_v12/libggml-cuda.so", "outcome": "sigbus", "problems": [problem]}
+    where = closure_library.Subject("cuda_v12", f"{LIB}/cuda_v12", LIB, ())
+    (first, *_) = closure_library.judge_load({"models": {"child": child}}, where)
+    assert first.finding is not None
+    assert first.finding.summary.startswith("libggml-base.so.0 is cut off")
+    assert f"'{LIB}/libggml-base.so.0'" in first.finding.next or f"{LIB}/libggml-base.so.0" in first.finding.next
+
+
+def test_a_compiler_that_is_turned_off_runs_no_ptx() -> None:
+    fatbins = [{**answer()["fatbins"][0], "verdicts": [verdict("jit")]}]
+    wanted = closure_gpu.Wanted(((9, 0),), "measured", (13, 0))
+    for env, expected in (({"CUDA_DISABLE_PTX_JIT": "1"}, True), ({"CUDA_DISABLE_PTX_JIT": "0"}, False), ({}, False)):
+        checks = closure_kernels.judge_kernels(answer(fatbins=fatbins), wanted, env, "dir:cuda_v12")
+        named = {check.finding.cause for check in checks if check.finding}
+        assert ("closure.jit.disabled" in named) is expected

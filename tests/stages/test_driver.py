@@ -108,6 +108,12 @@ def test_a_healthy_h100_has_no_finding_and_says_each_row() -> None:
     [
         ("dlopen", {"error": "libcuda.so.1: cannot open shared object file: No such file"}, "driver.libcuda.missing"),
         ("dlopen", {"error": "libcuda.so.1: wrong ELF class: ELFCLASS32"}, "driver.libcuda.unloadable"),
+        (
+            "dlopen",
+            {"error": "/x/libcuda.so.1: cannot open shared object file: Permission denied"},
+            "driver.libcuda.unloadable",
+        ),
+        ("dlopen", {"error": "/x/libcuda.so.1: cannot read file data: Is a directory"}, "driver.libcuda.directory"),
         ("library", {"path": "/usr/local/cuda/lib64/stubs/libcuda.so", "version": None}, "driver.libcuda.stub"),
         ("library", {"path": "/x/libcuda.so.535.1.2", "version": "535.1.2"}, "driver.libcuda.copied"),
         ("library", {"path": "/opt/vgpu/libcuda.so.1", "version": None}, "driver.libcuda.unversioned"),

@@ -94,6 +94,16 @@ def test_storage_that_could_not_be_measured_is_said_and_blocks_nothing(storage: 
     assert row.reason == "70 ms, cold unknown"
 
 
+def test_a_child_that_ld_so_does_not_start_names_no_library_that_it_never_opened() -> None:
+    said = "python3: error while loading shared libraries: /lib/ollama/libm.so.6: file too short\n"
+    child = result(Ending.EXITED, exit_code=127, stderr=said)
+    judgement = judged(child, cpu=child)
+    assert set(causes(judgement)) == {"load.start_refused"}
+    findings = [check.finding for check in judgement.checks if check.finding]
+    assert all(finding.summary == "not started by ld.so: libm.so.6: file too short" for finding in findings)
+    assert not any("?" in finding.next for finding in findings)
+
+
 def test_an_answer_without_the_dlopen_is_no_pass() -> None:
     judgement = judged({"predicted": SEEN["predicted"]})
     (row,) = [check for check in judgement.checks if check.prerequisite == "P88"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -52,6 +53,15 @@ def test_this_machine_does_all_of_it(who: Setup) -> None:
     assert hosts.causes(said, "failed") == []
     assert {check.prerequisite for check in said.checks} == set(ROWS)
     assert said.facts["tmp"]["errno"] is None
+
+
+def test_a_sandbox_without_sockets_is_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr("_socket.socket", refuse)
+    assert probe.interface_flags("lo") is None
+    assert probe.bind() == (None, {"port": None, "errno": "EPERM"})
 
 
 def test_nothing_is_left_in_the_temporary_directory(tmp_path: Path) -> None:

@@ -100,6 +100,18 @@ def test_an_unprivileged_user_sees_what_it_may_not_execute(prefix: Path) -> None
     assert hosts.causes(said, "failed") == ["package.ollama.not_executable"]
 
 
+@pytest.mark.parametrize("closed", [".", "cuda_v1?"])
+def test_directories_that_the_user_may_not_list_are_no_cpu_only_install(prefix: Path, closed: str) -> None:
+    places = [prefix / "lib" / "ollama"] if closed == "." else list((prefix / "lib" / "ollama").glob(closed))
+    for place in places:
+        place.chmod(0o700 if os.geteuid() == 0 else 0o300)
+    setup = Setup(identity=Identity(65534, 65534)) if os.geteuid() == 0 else Setup()
+    said = conclude(prefix, setup=setup)
+    for place in places:
+        place.chmod(0o755)
+    assert hosts.causes(said, "failed") == ["package.gpu_dir.closed"]
+
+
 def drop_lib(prefix: Path) -> None:
     shutil.rmtree(prefix / "lib" / "ollama")
 
@@ -173,7 +185,40 @@ def link_out(prefix: Path) -> None:
     (prefix / "lib" / "ollama" / "cuda_v12" / "libcublas.so.12").symlink_to(LIBRARY)
 
 
+def powerless(prefix: Path) -> None:
+    for path in (prefix / "lib" / "ollama").glob("cuda_v*/libggml-cuda.so"):
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+
+
+def swap_files(prefix: Path) -> None:
+    for name in ("cuda_v12", "cuda_v13"):
+        (prefix / "lib" / "ollama" / name / ".libggml-cuda.so.swp").write_bytes(b"x")
+        (prefix / "lib" / "ollama" / name / "libcudart.so").symlink_to("libcudart.so.0")  # for compilers alone
+
+
+def collected(prefix: Path) -> None:
+    for path in (prefix / "lib" / "ollama").glob("cuda_v*/libggml-cuda.so"):
+        path.unlink()
+        path.symlink_to("/nix/store/gone/libggml-cuda.so")
+
+
+def emptied(prefix: Path) -> None:
+    for path in (prefix / "lib" / "ollama").glob("cuda_v*/libggml-cuda.so"):
+        path.unlink()
+
+
+def looped_lib(prefix: Path) -> None:
+    drop_lib(prefix)
+    (prefix / "lib" / "ollama").symlink_to("ollama")
+
+
 FAULTS = [
+    (swap_files, "warned", ["package.library.not_elf"] * 2 + ["package.library.dangling"] * 2),
+    (powerless, "failed", ["package.library.zeros"] * 2),
+    (collected, "failed", ["package.library.dangling"] * 2),
+    (emptied, "failed", ["package.gpu_dir.incomplete"]),
+    (looped_lib, "failed", ["package.lib.dangling", "package.gpu_dir.missing"]),
     (drop_lib, "failed", ["package.lib.missing", "package.gpu_dir.missing"]),
     (drop_gpu, "failed", ["package.gpu_dir.missing"]),
     (only_vulkan, "failed", ["package.gpu_dir.no_cuda"]),
@@ -188,6 +233,31 @@ FAULTS = [
     (stray_top, "warned", ["package.stray.library"]),
     (link_out, "warned", ["package.stray.link"]),
 ]
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"),
+    [("a:b", "package.lib.separator"), ("a;b", "package.lib.separator"), ("a[1]", "package.lib.pattern"), ("a b", "")],
+)
+def test_a_path_that_ollama_cannot_hand_on(tmp_path: Path, name: str, cause: str) -> None:
+    install(tmp_path / name, "cuda_v12")
+    assert hosts.causes(conclude(tmp_path / name), "failed") == ([cause] if cause else [])
+
+
+def test_a_binary_behind_a_closed_directory_is_said(prefix: Path) -> None:
+    (prefix / "bin").chmod(0o700 if os.geteuid() == 0 else 0o600)
+    setup = Setup(identity=Identity(65534, 65534)) if os.geteuid() == 0 else Setup()
+    said = conclude(prefix, setup=setup)
+    (prefix / "bin").chmod(0o755)
+    assert "may not search" in str(said.checks[0].observed)
+
+
+def test_what_lies_in_the_place_of_the_binary_is_said(tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "ollama").symlink_to("/nix/store/gone/ollama")
+    said = conclude(tmp_path)
+    assert hosts.causes(said, "failed") == ["package.ollama.unusable"]
+    assert "a link that leads nowhere (/nix/store/gone/ollama)" in str(said.checks[0].observed)
 
 
 @pytest.mark.parametrize(("fault", "outcome", "expected"), FAULTS, ids=[fault[0].__name__ for fault in FAULTS])

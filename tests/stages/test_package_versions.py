@@ -253,3 +253,20 @@ def test_a_binary_that_hangs_when_asked_has_no_version_and_no_other_harm(prefix:
     said = hosts.judged(SPEC, context, results)
     assert said.outcome is Outcome.PASSED
     assert (said.facts["version"], said.facts["era"]) == ("0.0.0", "B")
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (Path("/bin/true").read_bytes()[:-2000], "cut off"),
+        (b"<html>Not Found</html>", "not an ELF file"),
+        (b"#!/bin/sh\nexec /usr/bin/llama-server\n", ""),
+    ],
+    ids=["truncated", "page", "script"],
+)
+def test_a_llama_server_that_is_no_program_is_named(prefix: Path, data: bytes, problem: str) -> None:
+    release(prefix, "0.32.15")
+    (prefix / "lib" / "ollama" / "llama-server").write_bytes(data)
+    said = conclude(prefix)
+    assert hosts.causes(said, "failed") == (["package.server.unusable"] if problem else [])
+    assert problem in said.summary

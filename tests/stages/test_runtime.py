@@ -164,6 +164,27 @@ def test_a_crash_in_one_directory_is_a_warning_while_another_works(ending: Endin
     assert causes(judged({"cuda_v12": child})) == {"runtime.crash": "failed"}
 
 
+def test_a_program_that_ld_so_does_not_start_is_no_crash_of_libcudart() -> None:
+    said = "python3: error while loading shared libraries: /lib/ollama/libm.so.6: file too short\n"
+    judgement = judged({"cuda_v12": result(Ending.EXITED, exit_code=127, stderr=said)})
+    assert causes(judgement) == {"runtime.start_refused": "failed"}
+    assert "libm.so.6: file too short" in str(judgement.checks[0].finding)
+
+
+def test_a_variable_that_leaves_only_a_directory_which_does_not_work_is_said() -> None:
+    install = package("cuda_v13")
+    skipped = directory("cuda_v12", kept=False, skipped="OLLAMA_LLM_LIBRARY=cuda_v13")
+    install["gpu_dirs"].append(skipped)
+    old = {**DRIVER, "driver_version_cuda": 12020}
+    assert causes(judged({"cuda_v13": library()}, install, old)) == {
+        "runtime.driver_too_old": "failed",
+        "runtime.narrowed": "warned",
+    }
+    install = {**package("cuda_v13"), "bare_dirs": ["cuda_v12"]}
+    assert "runtime.directory_lost" in causes(judged({"cuda_v13": library()}, install, old))
+    assert causes(judged({"cuda_v13": library()}, install)) == {}
+
+
 @pytest.mark.parametrize(
     "child",
     [result(Ending.NOT_SPAWNED), result(Ending.EXITED, exit_code=1, stderr="Traceback (most recent call last):\n")],

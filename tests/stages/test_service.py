@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytest_gpudiscovery.diagnosis import catalogue
 from pytest_gpudiscovery.model import CheckOutcome, Kind, Outcome
 from pytest_gpudiscovery.outcome import Conclusion
 from pytest_gpudiscovery.probes import service as probe
 from pytest_gpudiscovery.probes.recordedview import RecordedView
+from pytest_gpudiscovery.signals import Sigchld
 from pytest_gpudiscovery.stages import visible
 from pytest_gpudiscovery.stages.service import ROWS, SPEC
 from pytest_gpudiscovery.stages.service_env import judge_environment, left
@@ -281,11 +285,54 @@ def test_no_cgroup_file_raises(text: str) -> None:
         ({"AS": (64 * GB, 64 * GB)}, "service.limit.address_space_finite", "warned"),
         ({"NOFILE": (16, 16)}, "service.limit.descriptors", "failed"),
         ({"NOFILE": (64, 64)}, "service.limit.descriptors_few", "warned"),
+        ({"CPU": (600, 600)}, "service.limit.cpu_time", "warned"),
+        ({"DATA": (8 * GB, 8 * GB)}, "service.limit.data", "warned"),
     ],
 )
 def test_limits_are_those_of_a_real_child(limits: dict[str, Any], cause: str, outcome: str) -> None:
     said = conclude({}, setup=Setup(limits=limits))
     assert hosts.causes(said, outcome) == [cause]
+
+
+def test_threads_that_a_limit_on_data_forbids_are_its_doing() -> None:
+    said = conclude({}, setup=Setup(limits={"DATA": (64 << 20, 64 << 20)}))
+    assert hosts.causes(said, "failed") == ["service.threads.refused"]
+    assert hosts.causes(said, "warned") == ["service.limit.data"]
+    assert "service.limit.data" in catalogue.causes()["service.threads.refused"].explained_by
+
+
+@pytest.fixture
+def childless() -> Iterator[None]:
+    """Ignore SIGCHLD, as `trap '' CHLD` of an entry point has whatever it execs do."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    yield
+    signal.signal(signal.SIGCHLD, before)
+
+
+@pytest.mark.usefixtures("childless")
+def test_who_ignores_the_ends_of_children_is_not_blocked() -> None:
+    assert hosts.causes(conclude({})) == ["service.observe.ollama_debug"]
+    mine = Sigchld()
+    mine.heed()
+    assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
+    mine.restore()
+    assert signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
+
+
+def test_a_service_without_a_home_cannot_start() -> None:
+    assert hosts.causes(conclude({"HOME": ""}), "failed") == ["service.env.home_missing"]
+
+
+@pytest.mark.parametrize(("value", "warned"), [("1", True), ("0", False), ("", False)])
+def test_a_compiler_that_is_turned_off_is_said(value: str, warned: bool) -> None:
+    causes = hosts.causes(conclude({"CUDA_DISABLE_PTX_JIT": value}), "warned")
+    assert ("service.env.ptx_jit_disabled" in causes) is warned
+
+
+@pytest.mark.parametrize(("value", "warned"), [("0,0", True), ("0 ", True), ("0 ,1", True), ("0, 1", False)])
+def test_a_list_that_is_odd_is_said(value: str, warned: bool) -> None:
+    causes = hosts.causes(conclude({"CUDA_VISIBLE_DEVICES": value}), "warned")
+    assert ("service.env.cuda_visible_devices_odd" in causes) is warned
 
 
 def test_too_few_processes_are_met_for_real() -> None:
