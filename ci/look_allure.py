@@ -30,7 +30,7 @@ STAGE = "of('tree-leaf').filter(e=>!e.textContent.includes('00 '))[0].click();aw
 UNFOLD = "for(const e of of('tree-arrow').slice(0,9))if(!of('tree-leaf').length)e.click();await pause(500);"
 SWITCH = "const all=[...document.querySelectorAll('button')];"
 SWITCH += "const own=all[all.findIndex(e=>e.dataset.testid=='toggle-layout-button')+1];"
-SWITCH += "own.click();await pause(300);own.click();await pause(500);"  # as the system says, light, dark
+SWITCH += "own.click();await pause(500);own.click();await pause(2000);"  # as the system says, light, dark
 VIEWS: tuple[tuple[str, int, int, str, str], ...] = (
     ("first-1280-light", 1280, 900, "light", FIRST),
     ("first-1280-dark", 1280, 900, "dark", FIRST),
@@ -41,7 +41,8 @@ VIEWS: tuple[tuple[str, int, int, str, str], ...] = (
 )
 ACT = """<script>const pause=ms=>new Promise(r=>setTimeout(r,ms));
 const of=id=>[...document.querySelectorAll(`[data-testid="${{id}}"]`)];
-addEventListener('load',async()=>{{await pause(1500);{}}});</script>"""
+addEventListener('load',async()=>{{for(let i=0;i<60&&!of('tree-arrow').length;i++)await pause(100);
+await pause(500);{}}});</script>"""
 ROWS = (
     UNFOLD
     + """document.documentElement.setAttribute('data-rows',JSON.stringify([document.title,
@@ -49,7 +50,7 @@ of('tree-leaf').map(e=>[e.querySelector('[data-testid=tree-leaf-title]').textCon
 (e.querySelector('[data-testid^=tree-leaf-status]')||{dataset:{testid:''}}).dataset.testid])]));"""
 )
 FOUND = re.compile(r'data-rows="([^"]*)"')
-VIRTUAL = ("--allow-file-access-from-files", "--virtual-time-budget=8000")
+VIRTUAL = ("--allow-file-access-from-files", "--virtual-time-budget=12000")
 
 
 def look(command: str, name: str, verdicts: Sequence[Verdict], out: Path) -> list[str]:
@@ -71,7 +72,8 @@ def look(command: str, name: str, verdicts: Sequence[Verdict], out: Path) -> lis
             page = _acting(report, view, script)
             shot = out / f"{name}-allure-{view}.png"
             with tempfile.TemporaryDirectory() as profile:  # Allure keeps what was unfolded and switched in it
-                wrong += photograph(page, shot, width, height, profile, *VIRTUAL, *SCHEMES[scheme][:1])
+                said = photograph(page, shot, width, height, profile, *VIRTUAL, *SCHEMES[scheme][:1])
+            wrong += [line for line in said if "CONSOLE" not in line or "Uncaught" in line]  # it logs; no error is ours
         paper = ("--no-pdf-header-footer", f"--print-to-pdf={out / name}-allure.pdf")
         _visit(report / "index.html", *paper)
     return wrong

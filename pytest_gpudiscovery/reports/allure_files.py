@@ -69,13 +69,12 @@ def _executor(verdict: Verdict, ranked: list[allure_hosts.Host], environ: Mappin
     said = allure_hosts.sentence(ranked)
     version = verdict.tool.get("version", "") if isinstance(verdict.tool, dict) else ""
     found: dict[str, Any] = {"name": clip(f"gpu-discovery {inline(version, 60)}".strip(), 200), "type": "local"}
-    found["reportName"] = clip(visible(said), 200)
+    found["reportName"] = found["buildName"] = clip(visible(said), 200)  # Allure 2 calls a build without name unknown
     for kind, sign, name, address in EXECUTORS:
         if environ.get(sign):
             used = {part.split("}")[0] for part in address.split("{")[1:]}
             url = address.format(**{variable: environ.get(variable, "") for variable in used})
             found |= {"name": f"{kind} {environ.get(name, '')}".strip(), "type": kind}
-            found["buildName"] = found["reportName"]  # Allure 2's text for the link
             found |= {"buildUrl": clip(visible(url), 500)} if url.startswith("https://") else {}
             break
     return found
