@@ -23,6 +23,7 @@ from tests.reports.hostile import hostile
 from tests.reports.parts import NUMBERS
 
 SECRET = "hunter2-planted"
+TEMPLATE = Path(__file__).parents[2] / "ci" / "templates" / "allure" / "allurerc.mjs"
 
 
 def written(directory: Path, verdict: Verdict, **environ: str) -> list[dict[str, Any]]:
@@ -301,6 +302,19 @@ def test_the_executor_is_the_job_and_nothing_else_of_the_environment_leaves(tmp_
     assert executor["buildUrl"] == "https://github.com/owner/name/actions/runs/42"
     assert executor["reportName"] == executor["buildName"] == "BLOCKED at 06 driver on gpu-node-17"
     assert not [path for path in tmp_path.iterdir() if SECRET in path.read_text(encoding="utf-8")]
+
+
+def test_the_template_of_allure_3_reads_what_is_written(tmp_path: Path) -> None:
+    text = TEMPLATE.read_text(encoding="utf-8")
+    result = written(tmp_path, samples.blocked_in_cuinit())[0]
+    read = {name: json.loads((tmp_path / name).read_text("utf-8")) for name in re.findall(r'read\("([^"]+)"', text)}
+    assert set(read) == {"executor.json", "categories.json"}
+    assert read["executor.json"]["reportName"]
+    hidden = re.search(r"hideLabels: (\[[^]]*\])", text)
+    assert hidden is not None
+    names = {label["name"] for label in result["labels"]}
+    # Allure 3 takes the severity beside a result's title from its label: hidden, every blocker would be "normal".
+    assert set(json.loads(hidden[1])) == names - {"host", "severity", "tag"}
 
 
 def test_hostile_text_is_text_and_every_attachment_is_there(tmp_path: Path) -> None:
