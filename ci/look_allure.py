@@ -24,10 +24,13 @@ from pytest_gpudiscovery.reports import allure
 
 TEMPLATE = Path(__file__).parent / "templates" / "allure" / "allurerc.mjs"
 LIMIT_S = 180
+TRIES = 3  # of a visit: on a machine that is busy a page may not be unpacked when its time is up
 # What a picture shows: the width, the height, and what is done before it is taken.
 FIRST = ""
-STAGE = "of('tree-leaf').filter(e=>!e.textContent.includes('00 '))[0].click();await pause(800);"
-UNFOLD = "for(const e of of('tree-arrow').slice(0,9))if(!of('tree-leaf').length)e.click();await pause(500);"
+STAGE = "of('tree-leaf').filter(e=>!e.textContent.includes('00 '))[0].click();await until('test-result-info-title');"
+# The groups of hosts that are not ready unfold by themselves, a little after they are there.
+UNFOLD = "await until('tree-leaf',100);if(!of('tree-leaf').length){for(const e of of('tree-arrow'))e.click();"
+UNFOLD += "await until('tree-leaf');}"
 SWITCH = "const all=[...document.querySelectorAll('button')];"
 SWITCH += "const own=all[all.findIndex(e=>e.dataset.testid=='toggle-layout-button')+1];"
 SWITCH += "own.click();await pause(500);own.click();await pause(2000);"  # as the system says, light, dark
@@ -39,10 +42,12 @@ VIEWS: tuple[tuple[str, int, int, str, str], ...] = (
     ("stage-1280-light", 1280, 1300, "light", UNFOLD + STAGE),
     ("stage-400-dark", 400, 1700, "dark", UNFOLD + STAGE),
 )
+# Virtual time does not wait for the report to unpack its data: between two looks the page keeps the processor busy.
 ACT = """<script>const pause=ms=>new Promise(r=>setTimeout(r,ms));
 const of=id=>[...document.querySelectorAll(`[data-testid="${{id}}"]`)];
-addEventListener('load',async()=>{{for(let i=0;i<60&&!of('tree-arrow').length;i++)await pause(100);
-await pause(500);{}}});</script>"""
+const until=async(id,looks=200)=>{{for(let i=0;i<looks&&!of(id).length;i++){{for(let k=0;k<2e7;k++);await pause(20);}}
+await pause(500);}};
+addEventListener('load',async()=>{{await until('tree-arrow');{}}});</script>"""
 ROWS = (
     UNFOLD
     + """document.documentElement.setAttribute('data-rows',JSON.stringify([document.title,
@@ -71,9 +76,13 @@ def look(command: str, name: str, verdicts: Sequence[Verdict], out: Path) -> lis
         for view, width, height, scheme, script in VIEWS:
             page = _acting(report, view, script)
             shot = out / f"{name}-allure-{view}.png"
-            with tempfile.TemporaryDirectory() as profile:  # Allure keeps what was unfolded and switched in it
-                said = photograph(page, shot, width, height, profile, *VIRTUAL, *SCHEMES[scheme][:1])
-            wrong += [line for line in said if "CONSOLE" not in line or "Uncaught" in line]  # it logs; no error is ours
+            for _ in range(TRIES):
+                with tempfile.TemporaryDirectory() as profile:  # Allure keeps what was unfolded and switched in it
+                    said = photograph(page, shot, width, height, profile, *VIRTUAL, *SCHEMES[scheme][:1])
+                bad = [line for line in said if "CONSOLE" not in line or "Uncaught" in line]  # it logs by itself
+                if not bad:
+                    break
+            wrong += bad
         paper = ("--no-pdf-header-footer", f"--print-to-pdf={out / name}-allure.pdf")
         _visit(report / "index.html", *paper)
     return wrong
@@ -104,11 +113,12 @@ def _acting(report: Path, name: str, script: str) -> Path:
 
 def _judge(page: Path, name: str, verdicts: Sequence[Verdict]) -> list[str]:
     """Return what is wrong with the rows of PAGE; of several hosts, only the title is looked at."""
-    dom = _visit(page, "--dump-dom")
-    found = FOUND.search(dom.partition("<head")[0])
-    if found is None:
-        return [f"{name}: Allure's page gave no rows"]
-    title, rows = json.loads(escapes.unescape(found[1]))
+    title, rows = "", []
+    for _ in range(TRIES):
+        found = FOUND.search(_visit(page, "--dump-dom").partition("<head")[0])
+        title, rows = json.loads(escapes.unescape(found[1])) if found else ("", [])
+        if rows:
+            break
     word = verdicts[0].verdict.value.upper()
     wrong = [] if word in title else [f"{name}: Allure's title is {title!r}"]
     if len(verdicts) == 1:
