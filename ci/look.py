@@ -1,40 +1,38 @@
 """Render verdicts and photograph them in headless Chromium: wide, narrow, light, dark, and on paper.
 
-    python ci/look.py OUT [NAME | verdict.json ...] [--axe axe.min.js]
+    python ci/look.py OUT [NAME | verdict.json ...] [--axe axe.min.js] [--allure COMMAND]
 
 A NAME is a sample of tests/reports/samples.py (default: all of them); a file is the verdict of a run. Writes
 OUT/NAME.html, OUT/NAME-{1280,400}-{light,dark}.png (the whole page) and OUT/NAME.pdf, and exits 1 when a page is
 wider than its window, writes to the console, asks for anything but itself or, with --axe, when axe-core (npm package
-axe-core) finds something serious. Needs `chromium` (Debian's package), so it is no part of the test suite.
+axe-core) finds something serious. With --allure, Allure's report of the same verdicts too (look_allure.py). Needs
+`chromium` (Debian's package), so it is no part of the test suite.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import html as escapes
 import json
 import re
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import look_allure
+from look_browser import SCHEMES, chromium, framed, photograph
+
 from pytest_gpudiscovery.model import Verdict, verdict_from_json
 from pytest_gpudiscovery.reports import html
 from tests.reports import samples
 
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    *("--enable-logging=stderr", "--log-level=0"),
-)
 WIDTHS = (1280, 400)
 AXE_WIDTHS = (1280, 500)
-SCHEMES = {"light": (), "dark": ("--blink-settings=preferredColorScheme=0", "--force-dark-mode")}
+SCRATCH = re.compile(r"/\w+/gpu-discovery-\d+-\w+/simulated")
 FIRST_SCREEN = 800  # pixels of height: what is seen before scrolling
-LIMIT_S = 90
 # The window's own width, then what sticks out of it; asked by a script that the page under test does not have.
 MEASURE = """<script>
 const wide=[...document.querySelectorAll('body *')].filter(e=>!e.closest('.skip,svg,thead,pre'))
@@ -50,19 +48,6 @@ axe.run(document,{resultTypes:['violations']}).then(found=>document.documentElem
 JSON.stringify(found.violations.map(v=>[v.impact,v.id,v.help,v.nodes.slice(0,3).map(n=>n.html.slice(0,120))]))));
 </script>"""
 AXE_FOUND = re.compile(r'data-axe="([^"]*)"')
-TROUBLE = re.compile(r"CONSOLE|ERR_|Refused to|net::|violates")
-
-
-def chromium(url: str, profile: str, *flags: str) -> tuple[str, str]:
-    """Return stdout and stderr of one headless visit to URL; raises CalledProcessError or TimeoutExpired."""
-    command = ["chromium", *FLAGS, f"--user-data-dir={profile}", *flags, url]
-    done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=LIMIT_S, check=True)
-    return done.stdout, done.stderr
-
-
-def framed(page: Path, width: int) -> str:
-    """Return a page that shows PAGE in a frame WIDTH pixels wide: a headless window is never narrower than 500."""
-    return f'<body style="margin:0"><iframe src="{page.name}" style="border:0;width:{width}px;height:20000px"></iframe>'
 
 
 def measure(page: Path, width: int, profile: str) -> tuple[list[str], int]:
@@ -115,26 +100,23 @@ def judge(page: Path, axe: Path, width: int, profile: str) -> list[str]:
 
 
 def verdicts(names: list[str]) -> dict[str, Verdict]:
-    """Return the verdicts that NAMES stand for, by the name that their pictures get."""
+    """Return the verdicts that NAMES stand for, by the name that their pictures get.
+
+    What only the simulation adds is taken out: the scratch directory before each path, the kernel's own suffix.
+    """
     found = {}
     for name in names:
         if name in samples.ALL:
             found[name] = samples.ALL[name]()
         else:
             path = Path(name)
-            found[path.resolve().parent.name] = verdict_from_json(json.loads(path.read_text(encoding="utf-8")))
+            text = SCRATCH.sub("", path.read_text(encoding="utf-8"))
+            verdict = verdict_from_json(json.loads(text))
+            if verdict.simulated is not None:  # the kernel is of the machine that runs the simulation
+                kernel = str(verdict.host.get("kernel", "")).partition("-")[0]
+                verdict = dataclasses.replace(verdict, host={**verdict.host, "kernel": kernel})
+            found[path.resolve().parent.name] = verdict
     return found
-
-
-def photograph(page: Path, out: Path, width: int, height: int, scheme: str, profile: str) -> list[str]:
-    """Write the picture OUT of PAGE; return what the browser complained about."""
-    outer = page.with_suffix(".frame.html")
-    outer.write_text(framed(page, width).replace("20000px", f"{height}px"), encoding="utf-8")
-    _, errors = chromium(
-        outer.as_uri(), profile, f"--screenshot={out}", f"--window-size={width},{height}", *SCHEMES[scheme]
-    )
-    outer.unlink()
-    return [f"{page.name}: {line}" for line in errors.splitlines() if TROUBLE.search(line)]
 
 
 def main() -> int:
@@ -144,12 +126,20 @@ def main() -> int:
     parser.add_argument("names", nargs="*", default=[])
     parser.add_argument("--axe", type=Path, help="axe.min.js of the npm package axe-core")
     parser.add_argument("--first", action="store_true", help="only the first screen, not the whole page")
+    parser.add_argument("--allure", action="append", default=[], help="command of Allure 3 or 2; repeatable")
+    parser.add_argument("--only-allure", action="store_true", help="no pictures of report.html")
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     out = given.out.resolve()
     wrong: list[str] = []
+    asked = verdicts(given.names or list(samples.ALL))
+    for command in given.allure:
+        for name, verdict in asked.items():
+            wrong += look_allure.look(command, name, [verdict], out)
+        if len(asked) > 1:
+            wrong += look_allure.look(command, "hosts", list(asked.values()), out)
     with tempfile.TemporaryDirectory() as profile:
-        for name, verdict in verdicts(given.names or list(samples.ALL)).items():
+        for name, verdict in () if given.only_allure else asked.items():
             page = out / f"{name}.html"
             page.write_text(html.render(verdict), encoding="utf-8")
             for width in AXE_WIDTHS if given.axe else ():
@@ -159,10 +149,15 @@ def main() -> int:
                 wrong += complaints
                 for scheme in SCHEMES:
                     shown = FIRST_SCREEN if given.first else min(height + 10, 12_000)
-                    wrong += photograph(page, out / f"{name}-{width}-{scheme}.png", width, shown, scheme, profile)
+                    picture = out / f"{name}-{width}-{scheme}.png"
+                    wrong += photograph(page, picture, width, shown, profile, *SCHEMES[scheme])
             chromium(page.as_uri(), profile, "--no-pdf-header-footer", f"--print-to-pdf={out / name}.pdf")
-    axe = ", nothing serious for axe-core" if given.axe else ""
-    print("\n".join(wrong) or f"no page is too wide, no message on the console, nothing asked for{axe}")
+    said = [] if given.only_allure else ["no page is too wide, no message on the console, nothing asked for"]
+    said += ["nothing serious for axe-core"] if given.axe else []
+    said += ["Allure: verdict in the title, stages in order, no green under a host that is not usable"] * bool(
+        given.allure
+    )
+    print("\n".join(wrong or said))
     return 1 if wrong else 0
 
 

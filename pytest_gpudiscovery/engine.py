@@ -123,7 +123,8 @@ class Engine:
     def _decide(self, spec: StageSpec, on_start: OnStart | None) -> StageRecord:
         now = time.time()
         if (blocker := self._blocker(spec)) is not None:
-            text = f"not reached: {blocker.name} {blocker.outcome.value}: {blocker.summary}"
+            why = blocker.outcome.value.replace("_", " ")
+            text = f"not reached: {blocker.name} {why}: {blocker.summary}"
             return self._record(spec, Outcome.NOT_REACHED, text, now, 0.0, blocked_by=blocker.name)
         if self.context.run_until is not None and now >= self.context.run_until:
             return self._record(spec, Outcome.NOT_SELECTED, "not begun: the run's deadline had passed", now, 0.0)

@@ -21,12 +21,13 @@ from typing import Any
 
 from pytest_gpudiscovery.model import CheckOutcome, Kind, Outcome, StageRecord, State, Verdict, to_json
 from pytest_gpudiscovery.reports import allure_files, evidence, html, wording
+from pytest_gpudiscovery.reports.allure_steps import milliseconds, span, steps
 from pytest_gpudiscovery.reports.atomic import replace
 from pytest_gpudiscovery.reports.html_story import NUMBERS, label, tell
 from pytest_gpudiscovery.reports.html_text import visible
-from pytest_gpudiscovery.reports.html_values import clip, inline, seconds
+from pytest_gpudiscovery.reports.html_values import clip, inline
 
-TITLE, MESSAGE, STEPS = 200, 6_000, 300  # characters of a title and of a message; steps of one stage
+TITLE, MESSAGE = 200, 6_000  # characters
 WHOLE = 5_000_000  # characters of verdict.json as an attachment
 GREEN = (State.READY, State.DEGRADED)
 VERDICTS = {State.READY: "passed", State.DEGRADED: "passed", State.BLOCKED: "failed", State.INCOMPLETE: "broken"}
@@ -43,18 +44,24 @@ STATUS: Mapping[Outcome, str] = {
     Outcome.INTERRUPTED: "broken",
     Outcome.PROBE_ERROR: "broken",
 }
+_SAID = {"Why": "because"}  # what stands in the verdict's message as in a failure block, besides what leads
 Attachments = list[dict[str, str]]
 
 
 def write(directory: str, verdict: Verdict, environ: Mapping[str, str]) -> None:
     """Add VERDICT's results to DIRECTORY, which may hold those of other hosts and of other tests; raises OSError.
 
-    ENVIRON is where a CI system says which job this is; only the names in `allure_files.EXECUTORS` are read.
+    What an earlier run of the same host left there is replaced. ENVIRON is where a CI system says which job this is;
+    only the names in `allure_files.EXECUTORS` are read.
     """
     os.makedirs(directory, exist_ok=True)
+    files: list[str] = []
     for result in _results(directory, verdict):
-        replace(directory, f"{result['uuid']}-result.json", json.dumps(result).encode("utf-8", "backslashreplace"))
-    allure_files.write(directory, verdict, host_of(verdict), environ)
+        files += [f"{result['uuid']}-result.json", *(item["source"] for item in result["attachments"])]
+        replace(
+            directory, files[-1 - len(result["attachments"])], json.dumps(result).encode("utf-8", "backslashreplace")
+        )
+    allure_files.write(directory, verdict, host_of(verdict), files, environ)
 
 
 def host_of(verdict: Verdict) -> str:
@@ -66,8 +73,9 @@ def host_of(verdict: Verdict) -> str:
 
 def _results(directory: str, verdict: Verdict) -> Iterator[dict[str, Any]]:
     files = dict(evidence.texts(verdict))
-    yield _verdict(directory, verdict)
-    for record in verdict.stages:
+    begins = _begins(verdict)
+    yield _verdict(directory, verdict, begins)
+    for record, begin in zip(verdict.stages, begins, strict=True):
         if not _stands(record, verdict):
             continue
         attachments: Attachments = []
@@ -76,7 +84,20 @@ def _results(directory: str, verdict: Verdict) -> Iterator[dict[str, Any]]:
         for name, text in files.items():
             if name.startswith(f"{evidence.stem(record.name)}-"):
                 attachments.append(_attach(directory, f"Evidence {name}", text, "text/plain", "txt"))
-        yield _stage(record, verdict, attachments)
+        yield _stage(record, verdict, begin, attachments)
+
+
+def _begins(verdict: Verdict) -> list[int]:
+    """Return when each stage began, in milliseconds; Allure 3 sorts by it.
+
+    A stage that did not run has no time of its own: it stands a millisecond after the one before it.
+    """
+    last, begins = _started(verdict), []
+    for record in verdict.stages:
+        ran = record.outcome not in (Outcome.NOT_REACHED, Outcome.NOT_SELECTED)
+        last = (milliseconds(record.started) if ran else 0) or last + 1
+        begins.append(last)
+    return begins
 
 
 def _stands(record: StageRecord, verdict: Verdict) -> bool:
@@ -86,31 +107,40 @@ def _stands(record: StageRecord, verdict: Verdict) -> bool:
     return verdict.verdict in GREEN or not record.outcome.lets_others_run
 
 
-def _verdict(directory: str, verdict: Verdict) -> dict[str, Any]:
+def _verdict(directory: str, verdict: Verdict, begins: list[int]) -> dict[str, Any]:
     """The verdict as a result whose steps are the stages, in order."""
     story = tell(verdict)
     word = ("SIMULATED " if verdict.simulated is not None else "") + verdict.verdict.value.upper()
     lines = [wording.last_line(verdict, NUMBERS, None)]
     lines += [
-        f"   {fact.label[:1].lower() + fact.label[1:]:<10}: {inline(fact.value, 600)}"
+        f"   {_SAID.get(fact.label, fact.label[:1].lower() + fact.label[1:]):<10}: {inline(fact.value, 600)}"
         for fact in story.facts
-        if fact.lead
+        if fact.lead or fact.label in _SAID
     ]
     lines += [f"   next      : {story.command}   ({story.action.value})"] if story.command else []
     lines.append(f"   outcome   : verdict {verdict.verdict.value}")
-    ran = [record for record in verdict.stages if record.outcome is not Outcome.NOT_SELECTED or record.required]
+    headline = f" {story.headline}" if story.headline.startswith("at ") else f": {story.headline}"
+    asked = [
+        (record, begin)
+        for record, begin in zip(verdict.stages, begins, strict=True)
+        if record.outcome is not Outcome.NOT_SELECTED or record.required
+    ]
     text = json.dumps(to_json(verdict), default=str)
     if len(text) > WHOLE:
         text = json.dumps({"cut": f"{len(text)} characters: see verdict.json in the report directory"})
-    started = _started(verdict)
     return {
-        **_identity(verdict, "verdict", f"00 {word} {story.headline}", VERDICTS[verdict.verdict], "\n".join(lines)),
-        "start": started,
-        "stop": started + max(0, round(verdict.duration_s * 1000)),
-        "labels": _labels(verdict, "blocker", [verdict.verdict.value, *(item.cause for item in verdict.blockers)]),
+        **_identity(verdict, "verdict", f"00 {word}{headline}", VERDICTS[verdict.verdict], "\n".join(lines)),
+        **span(_started(verdict), verdict.duration_s),
+        "labels": _labels(verdict, "blocker", [item.cause for item in verdict.blockers]),
         "steps": [
-            {**_timed(record, _title(record), STATUS[record.outcome], started), "steps": _steps(record)}
-            for record in ran
+            {
+                "name": _text(_title(record), TITLE),
+                "status": STATUS[record.outcome],
+                "stage": "finished",
+                **span(begin, record.duration_s),
+                "steps": steps(record),
+            }
+            for record, begin in asked
         ],
         "attachments": [
             _attach(directory, "report.html", html.render(verdict), "text/html", "html"),
@@ -119,7 +149,7 @@ def _verdict(directory: str, verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _stage(record: StageRecord, verdict: Verdict, attachments: Attachments) -> dict[str, Any]:
+def _stage(record: StageRecord, verdict: Verdict, begin: int, attachments: Attachments) -> dict[str, Any]:
     status = STATUS[record.outcome]
     _, finding = wording.worst(record)
     severity = "critical" if record.required else "normal"
@@ -129,14 +159,11 @@ def _stage(record: StageRecord, verdict: Verdict, attachments: Attachments) -> d
         **_identity(
             verdict, record.name, _title(record), status, _message(record, verdict, finding.cause if finding else None)
         ),
-        **{key: value for key, value in _timed(record, "", status, _started(verdict)).items() if key in _TIMES},
-        "labels": _labels(verdict, severity, [wording.words(record.outcome), *([finding.cause] if finding else [])]),
-        "steps": _steps(record),
+        **span(begin, record.duration_s),
+        "labels": _labels(verdict, severity, [finding.cause] if finding else []),
+        "steps": steps(record),
         "attachments": attachments,
     }
-
-
-_TIMES = ("start", "stop")
 
 
 def _identity(verdict: Verdict, name: str, title: str, status: str, message: str) -> dict[str, Any]:
@@ -148,7 +175,7 @@ def _identity(verdict: Verdict, name: str, title: str, status: str, message: str
         "historyId": _md5(f"{full}@{host}"),
         "testCaseId": _md5(full),
         "fullName": full,
-        "titlePath": ["GPU discovery", host],
+        "titlePath": [host],
         "name": _text(title, TITLE),
         "status": status,
         "statusDetails": found,
@@ -162,7 +189,6 @@ def _labels(verdict: Verdict, severity: str, tags: list[str]) -> list[dict[str, 
     if verdict.simulated is not None:
         tags = [*tags, "SIMULATED"]
     pairs = [
-        ("parentSuite", "GPU discovery"),
         ("suite", host),
         ("host", host),
         ("severity", severity),
@@ -190,38 +216,6 @@ def _message(record: StageRecord, verdict: Verdict, cause: str | None) -> str:
         text = wording.failure_block(record, NUMBERS, lost, verdict)
     named = f", cause {cause}" if cause else ""
     return f"{text}\n   outcome   : {wording.words(record.outcome)}{named}"
-
-
-def _steps(record: StageRecord) -> list[dict[str, Any]]:
-    """The timed calls of the probes, each with its true times; the one that did not return lasts to the end."""
-    begin, end = record.started, record.started + record.duration_s
-    found = []
-    for step in record.steps[:STEPS]:
-        start = begin + step.started
-        open_ = step.duration_s is None and not record.outcome.lets_others_run
-        result = "" if step.result is None else f" = {inline(step.result, 80)}"
-        took = "did not return" if step.duration_s is None else seconds(step.duration_s)
-        found.append(
-            {
-                "name": _text(f"{step.name}{result} ({took})", TITLE),
-                "status": "failed" if open_ else "passed",
-                "stage": "finished",
-                "start": _ms(start),
-                "stop": _ms(end if step.duration_s is None else start + step.duration_s),
-            }
-        )
-    return found
-
-
-def _timed(record: StageRecord, title: str, status: str, started: int) -> dict[str, Any]:
-    begin = _ms(record.started) or started
-    return {
-        "name": _text(title, TITLE),
-        "status": status,
-        "stage": "finished",
-        "start": begin,
-        "stop": begin + max(0, round(record.duration_s * 1000)),
-    }
 
 
 def _checks(record: StageRecord) -> str:
@@ -253,11 +247,7 @@ def _started(verdict: Verdict) -> int:
     try:
         return round(datetime.fromisoformat(verdict.started).timestamp() * 1000)
     except (ValueError, OverflowError):
-        return min((_ms(record.started) for record in verdict.stages if record.started), default=0)
-
-
-def _ms(unix: float) -> int:
-    return max(0, round(unix * 1000)) if 0 <= unix < 1e11 else 0
+        return min((milliseconds(record.started) for record in verdict.stages if record.started), default=0)
 
 
 def _text(value: str, limit: int) -> str:

@@ -1,21 +1,19 @@
-"""What stands beside Allure's results: environment, categories, and who ran it. Existing lines of others are kept."""
+"""What stands beside Allure's results: environment, categories, and who ran it, of all hosts in the directory."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pytest_gpudiscovery.model import Verdict
-from pytest_gpudiscovery.reports import wording
+from pytest_gpudiscovery.reports import allure_hosts
 from pytest_gpudiscovery.reports.atomic import replace
-from pytest_gpudiscovery.reports.html_first import gpu_kinds
-from pytest_gpudiscovery.reports.html_story import NUMBERS
 from pytest_gpudiscovery.reports.html_text import visible
 from pytest_gpudiscovery.reports.html_values import clip, inline
 
-READ_LIMIT = 1 << 20  # bytes of an existing file that is added to
 # The end of a message says how the stage ended (reports/allure.py); [\s\S]* because Allure 2 (Java) matches the whole
 # message and Allure 3 (JavaScript) searches in it.
 _ENDS = r"[\s\S]*outcome   : {}[\s\S]*"
@@ -42,47 +40,22 @@ EXECUTORS = (
 )
 
 
-def write(directory: str, verdict: Verdict, host: str, environ: Mapping[str, str]) -> None:
-    """Write environment.properties, categories.json and executor.json to DIRECTORY; raises OSError."""
-    path = os.path.join(directory, "environment.properties")
-    replace(directory, "environment.properties", _environment(_read(path), verdict, host).encode())
+def write(directory: str, verdict: Verdict, host: str, files: Iterable[str], environ: Mapping[str, str]) -> None:
+    """Write environment.properties, categories.json and executor.json to DIRECTORY; raises OSError.
+
+    FILES are the results and attachments of HOST that were just written. Those of an earlier run of the same host are
+    removed: its passed stages would stand as green results beside a verdict that is blocked now.
+    """
+    others, hosts = allure_hosts.read(directory)
+    before = hosts.get(host)
+    hosts[host] = allure_hosts.host_from(verdict, host, files)
+    replace(directory, allure_hosts.NAME, allure_hosts.text_of(others, hosts.values()).encode())
     replace(directory, "categories.json", json.dumps(_categories(), indent=1).encode())
-    replace(directory, "executor.json", json.dumps(_executor(verdict, host, environ), indent=1).encode())
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            return file.read(READ_LIMIT)
-    except FileNotFoundError:
-        return ""
-
-
-def _environment(before: str, verdict: Verdict, host: str) -> str:
-    """Return BEFORE with the lines of HOST replaced: several hosts may share one directory."""
-    ends = f".{_key(host)}"  # last, because Allure 3 shows the first 14 characters of a key
-    kept = [line for line in before.splitlines() if line and not line.partition(" = ")[0].endswith(ends)]
-    context = verdict.context if isinstance(verdict.context, dict) else {}
-    values: dict[str, object] = {
-        "verdict": ("SIMULATED " if verdict.simulated is not None else "") + verdict.verdict.value.upper(),
-        "blocked_at": verdict.blockers[0].stage if verdict.blockers else None,
-        "gpus": gpu_kinds(verdict),
-        **{key: value for source in (verdict.versions, verdict.host) for key, value in source.items() if key != "name"},
-        "probed_as": context.get("as"),
-        "gpu-discovery": verdict.tool.get("version") if isinstance(verdict.tool, dict) else None,
-    }
-    lines = [f"{_key(str(key))}{ends} = {_value(value)}" for key, value in values.items() if value is not None]
-    return "\n".join([*kept, *lines]) + "\n"
-
-
-def _key(text: str) -> str:
-    """Return TEXT as (a part of) a key of a properties file."""
-    return "".join(c if c.isalnum() or c in "_-." else "_" for c in visible(clip(text, 100)))
-
-
-def _value(value: object) -> str:
-    text = visible(inline(value, 300)).replace("\n", " ")
-    return text.replace("\\", "\\\\")
+    executor = _executor(verdict, allure_hosts.worst_first(hosts.values()), environ)
+    replace(directory, "executor.json", json.dumps(executor, indent=1).encode())
+    for name in set(before.files if before is not None else ()) - set(hosts[host].files):
+        with contextlib.suppress(OSError):
+            os.unlink(os.path.join(directory, name))
 
 
 def _categories() -> list[dict[str, Any]]:
@@ -92,10 +65,11 @@ def _categories() -> list[dict[str, Any]]:
     ]
 
 
-def _executor(verdict: Verdict, host: str, environ: Mapping[str, str]) -> dict[str, Any]:
-    word = ("SIMULATED " if verdict.simulated is not None else "") + verdict.verdict.value.upper()
-    found: dict[str, Any] = {"name": host, "type": "local", "reportName": clip(visible(f"{word} on {host}"), 200)}
-    found["buildName"] = clip(visible(wording.last_line(verdict, NUMBERS, None)), 200)
+def _executor(verdict: Verdict, ranked: list[allure_hosts.Host], environ: Mapping[str, str]) -> dict[str, Any]:
+    said = allure_hosts.sentence(ranked)
+    version = verdict.tool.get("version", "") if isinstance(verdict.tool, dict) else ""
+    found: dict[str, Any] = {"name": clip(f"gpu-discovery {inline(version, 60)}".strip(), 200), "type": "local"}
+    found["reportName"] = found["buildName"] = clip(visible(said), 200)  # Allure 2 calls a build without name unknown
     for kind, sign, name, address in EXECUTORS:
         if environ.get(sign):
             used = {part.split("}")[0] for part in address.split("{")[1:]}

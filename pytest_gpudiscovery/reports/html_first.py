@@ -136,12 +136,12 @@ def _known(values: object, names: tuple[tuple[str, str], ...], paper: Paper) -> 
     known = values if isinstance(values, Mapping) else {}
     required = names is VERSIONS
     return [
-        _pair(title, _version(known.get(key)), paper) for key, title in names if known.get(key) is not None or required
+        _pair(title, version(known.get(key)), paper) for key, title in names if known.get(key) is not None or required
     ]
 
 
-def _version(value: object) -> object:
-    """CUDA's 13010 is 13.1; anything else is what it is."""
+def version(value: object) -> object:
+    """Return VALUE as a version: CUDA's 13010 is 13.1; anything else is what it is."""
     if isinstance(value, int) and 1000 <= value < 1_000_000:
         return f"{value // 1000}.{value % 1000 // 10}"
     return "not known" if value is None else value

@@ -85,7 +85,7 @@ table{border-collapse:collapse;width:100%;font-size:.92rem;margin:6px 0 10px}
 caption{text-align:left;font-weight:600;padding:4px 0}
 th,td{text-align:left;vertical-align:top;padding:5px 10px 5px 0;border-bottom:1px solid var(--line)}
 th{font-weight:600;overflow-wrap:break-word}
-@media (min-width:821px){.fixed{table-layout:fixed}.checks th:nth-child(1){width:6.4rem}
+@media print,(min-width:821px){.fixed{table-layout:fixed}.checks th:nth-child(1){width:6.4rem}
 .checks th:nth-child(2){width:8.6rem}
 .checks th:nth-child(3){width:10rem}.checks th:nth-child(5){width:12%}.checks th:nth-child(6){width:22%}
 .views td:first-child{width:9.5rem}.fatbins th:first-child{width:11rem}.fatbins th:nth-child(5){width:4rem}}
@@ -101,7 +101,7 @@ h4{font-size:1rem;margin:12px 0 4px}
 .tree ul{list-style:none;margin:0;padding:0 0 0 18px;border-left:1px solid var(--line)}.tree>ul{padding:0;border:0}
 .tree li{padding:3px 0}.aside{color:var(--soft);font-size:.92rem}
 footer{border-top:1px solid var(--line);margin-top:2.5rem;padding-top:14px;padding-bottom:20px;color:var(--soft)}
-@media (max-width:820px){
+@media screen and (max-width:820px){
 header,main,footer,.simulated,.hero{padding-left:14px;padding-right:14px}
 .state{font-size:2.1rem}.hero h1{font-size:1.12rem}.hero{padding-top:14px;padding-bottom:14px}
 .first{grid-template-columns:minmax(0,1fr)}
@@ -115,10 +115,13 @@ td[data-label]::before{content:attr(data-label) ": ";color:var(--soft)}td.empty{
 @media print{
 :root{color-scheme:light;--ground:#fff;--card:#fff;--ink:#000;--soft:#444;--line:#999;--link:#000;--bad:#9c1c15;
 --warn:#6b4100;--open:#36397a;--good:#14592a;--passed:#444;--bar:#555;--track:#ddd;--code:#fff}
-body{font-size:11pt}nav,.skip,button{display:none}pre{max-height:none;overflow:visible;border:1px solid #999}
+html{font-size:11px}body{font-size:9pt}td,th{overflow-wrap:anywhere}svg text{font-size:10px}
+.ladder li{grid-template-columns:11rem 9rem minmax(0,1fr) 14rem}
+nav,.skip,button{display:none}pre{max-height:none;overflow:visible;border:1px solid #999}
 .hero{color:#000!important;background:#fff!important;border:4px solid #000}
 .simulated{background:#fff!important;border:3px dashed #000}
-.ladder li,tr,.finding{break-inside:avoid}h2{break-after:avoid}svg,.fill,.step{print-color-adjust:exact}
+.ladder li,tr,.finding,.lead,svg{break-inside:avoid}h2,h3,h4,.lead,summary,thead{break-after:avoid}
+svg,.fill,.step{print-color-adjust:exact}
 }
 """
 

@@ -17,11 +17,15 @@ KEY = 200  # characters of the key of an object
 LONGEST = 100_000  # characters of one string inside an object; before the whole is cut
 SHORT = 100  # characters of a list that stays on one line of an outline
 ELSEWHERE = "see verdict.json"
+CUT = 45  # characters of the sentence that says how much is cut
 
 
 def clip(text: str, limit: int) -> str:
-    """Return TEXT, or its first and last parts around a sentence that says how much is missing."""
-    if len(text) <= limit:
+    """Return TEXT, or its first and last parts around a sentence that says how much is missing.
+
+    What is shorter than that sentence is not cut out: the text would only become longer.
+    """
+    if len(text) <= limit + CUT:
         return text
     head = max(1, limit * 2 // 3)
     tail = max(1, limit - head)

@@ -81,7 +81,8 @@ class Rows:
         paper = Paper(200_000)
         # cells[0] stays: pytest-html filters by it, and its script stops at a result that it does not know.
         cells[1] = el("td", paper.text(label(record.name), 80), class_="col-testId")
-        cells[2] = el("td", seconds(record.duration_s), class_="col-duration")
+        took = seconds(record.duration_s) if record.blocked_by is None else ""  # it did not run: not 0.0 ms
+        cells[2] = el("td", took, class_="col-duration")
         cells.insert(REASON, el("td", paper.text(self._reason(record), 300)))
         self._html[id(report)] = self._unfolded(record, paper)
 
@@ -108,7 +109,7 @@ class Rows:
             parts.append(paper.block(wording.failure_block(record, NUMBERS), 6_000))
         for check in record.checks[:200]:
             said = check.reason or (check.finding.summary if check.finding else "")
-            line = f"{check.prerequisite} {check.outcome.value.replace('_', ' ')} {check.subject}: {said}"
+            line = f"{check.prerequisite} {check.outcome.value.replace('_', ' ')} {check.subject}{said and f': {said}'}"
             parts.append(paper.text(wording.one_line(line), 400))
         for text in evidence.of_record(record):
             parts.append(paper.block(text, 20_000))

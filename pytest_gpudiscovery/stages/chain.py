@@ -33,7 +33,8 @@ def walk(
     for spec in specs:
         known = {**shared, **records}
         if (blocker := _blocker(spec, known)) is not None:
-            text = f"not reached: {blocker.name} {blocker.outcome.value}: {blocker.summary}"
+            why = blocker.outcome.value.replace("_", " ")
+            text = f"not reached: {blocker.name} {why}: {blocker.summary}"
             records[spec.name] = _record(spec, Outcome.NOT_REACHED, text, blocked_by=blocker.name)
             continue
         prefix = f"{name} {spec.name}: "

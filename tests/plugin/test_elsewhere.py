@@ -98,6 +98,11 @@ def test_pytest_html_has_one_row_per_stage_in_order(gate: Runner) -> None:
     assert [text.split(" | ")[1][:2] for text in shown] == sorted(text.split(" | ")[1][:2] for text in shown)
     assert any(text.startswith("Failed | 06 driver | failed: ") for text in shown)
     assert "Skipped | 07 enumeration | not reached, because of 06 driver" in shown
+    (lost,) = (row for row in rows if "07 enumeration" in row[1])
+    assert re.sub("<[^>]*>", "", lost[3]) == ""  # it did not run: not 0.0 ms
+    logs = [unescape(row["log"]) for tests in data["tests"].values() for row in tests]
+    assert any("06 driver: " in log for log in logs)
+    assert not [log for log in logs if re.search(r"^P\d+ .*:\s*$", log, re.MULTILINE)]  # a colon before nothing
     # Its script makes a class of this word and stops at one with a blank in it: no row would be shown.
     assert {row["result"] for tests in data["tests"].values() for row in tests} <= {"Passed", "Failed", "Skipped"}
     assert data["initialSort"] == "original"

@@ -222,7 +222,7 @@ def later(required: bool = False) -> list[StageRecord]:
 
 def not_reached(root: StageRecord, *names: str) -> list[StageRecord]:
     """Return records of stages that ROOT kept from running."""
-    text = f"not reached: {root.name} {root.outcome.value}: {root.summary}"
+    text = f"not reached: {root.name} {root.outcome.value.replace(chr(95), chr(32))}: {root.summary}"
     return [record(name, Outcome.NOT_REACHED, text, 0.0, blocked_by=root.name) for name in names]
 
 

@@ -292,3 +292,16 @@ def test_a_link_in_place_of_the_report_is_replaced_and_not_followed(tmp_path: Pa
     html.write(str(directory), samples.healthy())
     assert victim.read_text() == "untouched"
     assert not (directory / html.NAME).is_symlink()
+
+
+def test_gpus_that_nobody_looked_for_are_not_called_none() -> None:
+    screen = page_of(samples.blocked_in_cuinit()).text
+    assert "GPUs not enumerated" in screen
+    assert "no GPU seen" not in screen
+
+
+def test_paper_gets_the_tables_of_a_wide_screen() -> None:
+    """A sheet is narrower than 821 pixels: rules for narrow screens would print every table as a stack of lines."""
+    assert "@media screen and (max-width:820px)" in STYLE
+    assert "@media (max-width" not in STYLE
+    assert "@media print,(min-width:821px)" in STYLE
