@@ -164,6 +164,11 @@ def test_a_crash_in_one_directory_is_a_warning_while_another_works(ending: Endin
     assert causes(judged({"cuda_v12": child})) == {"runtime.crash": "failed"}
 
 
+def test_a_stub_that_only_this_directory_leads_to() -> None:
+    seen = library(cudaGetDeviceCount={"rc": 34}, devices=[])
+    assert causes(judged({"cuda_v13": seen})) == {"runtime.stub": "failed"}
+
+
 def test_a_program_that_ld_so_does_not_start_is_no_crash_of_libcudart() -> None:
     said = "python3: error while loading shared libraries: /lib/ollama/libm.so.6: file too short\n"
     judgement = judged({"cuda_v12": result(Ending.EXITED, exit_code=127, stderr=said)})
