@@ -23,7 +23,6 @@ from pytest_gpudiscovery.stages.identity import (
 from pytest_gpudiscovery.stages.spec import found, passed
 
 Facts = Mapping[str, Any]
-STUB_LIBRARY = 34  # cudaErrorStubLibrary
 
 
 def judge_library(
@@ -113,8 +112,7 @@ def _error(call: str, code: int | None, facts: Facts, subject: str) -> Check:
         "text": entry.text,
         "discovery": entry.discovery,
     }
-    cause = "runtime.stub" if code == STUB_LIBRARY else entry.cause or "runtime.error"
-    return found(cause, details, subject=subject, expected=0, observed=entry.label)
+    return found(entry.cause or "runtime.error", details, subject=subject, expected=0, observed=entry.label)
 
 
 def _properties(device: Facts, facts: Facts, devices: list[Facts], subject: str) -> list[Check]:
