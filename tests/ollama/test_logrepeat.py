@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from pytest_gpudiscovery.ollama import children, explainer, lineshape, logrepeat, postmortem, shape, words
@@ -238,6 +238,7 @@ def test_every_word_has_a_hint(data: st.DataObject) -> None:
     entry = data.draw(st.sampled_from(load("words")["words"]))
     short = re.sub(r"\{[01],\d+\}", "{1,2}", entry["pattern"])
     text = data.draw(st.from_regex(re.compile(short, re.ASCII)))
+    assume(not re.search("[\x1c-\x1f]", text))  # white space in Python, except with re.ASCII
     assert words.recognise(text) is not None
 
 

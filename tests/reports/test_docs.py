@@ -35,10 +35,12 @@ NOT_RUN = {
     "gpu-discovery gate --gpu-ollama-candidate ./ollama-linux-amd64.tgz": "a release; tests/stages/test_upgrade.py",
     "gpu-discovery gate --gpu-as pid:$(docker inspect -f '{{.State.Pid}}' ollama) "
     "--gpu-until closure": "tests/service/test_recipe.py",
-    "docker build -t ollama-gate .": "tests/service/test_recipe.py carries the image out",
-    "docker run --rm --gpus all ollama-gate --gpu-until closure": "likewise",
-    "docker run --rm --gpus all -e CUDA_VISIBLE_DEVICES=1 --memory 8g -v $PWD/report:/report ollama-gate "
-    "--gpu-report /report": "likewise",
+    "cd ci/templates/container": "where the next ones are run",
+    "docker build -t ollama-gate --build-arg OLLAMA=ollama/ollama:0.16.3 .": "ci/container.sh; "
+    "tests/service/test_recipe.py carries the recipe out",
+    'docker run --rm --gpus all -v "$PWD/gpu-report:/report" ollama-gate': "likewise",
+    'docker run --rm --gpus all -v "$PWD/gpu-report:/report" -e CUDA_VISIBLE_DEVICES=1 --memory 8g ollama-gate '
+    "--gpu-until closure": "likewise",
     "python ci/loader/peers.py --python /path/to/venv/bin/python": "the peers of a longer tier",
     "LD_LIBRARY_PATH=$LIB:$LIB/cuda_v12 python ci/bench/loader.py --python /path/to/venv/bin/python "
     "$LIB/cuda_v12/libggml-cuda.so": "a CUDA closure of 1.2 GB",

@@ -26,7 +26,13 @@ from tests import fakes
 
 ROOT = os.geteuid() == 0
 root_only = pytest.mark.skipif(not ROOT, reason="only root starts processes as somebody else")
-ENV = {"PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": "7", "OLLAMA_API_KEY": "hunter2", "LD_LIBRARY_PATH": "/opt/x"}
+ENV = {
+    "PATH": "/usr/bin:/bin",
+    "HOME": "/",
+    "CUDA_VISIBLE_DEVICES": "7",
+    "OLLAMA_API_KEY": "hunter2",
+    "LD_LIBRARY_PATH": "/opt/x",
+}
 
 
 class Started:

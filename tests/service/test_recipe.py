@@ -57,7 +57,11 @@ class Image:
                 shutil.copytree(source / path.lstrip("/"), there, symlinks=True)
             else:
                 shutil.copy(source / path.lstrip("/"), there)
-        self.env = {"PATH": "/usr/local/bin:/usr/bin:/bin", **dict(line.split("=", 1) for line in lines("ENV"))}
+        self.env = {
+            "PATH": "/usr/local/bin:/usr/bin:/bin",
+            "HOME": "/root",
+            **dict(line.split("=", 1) for line in lines("ENV")),
+        }
 
     def command(self, command: str) -> list[str]:
         """Return what runs shell COMMAND as PID 1 of a container of this image."""

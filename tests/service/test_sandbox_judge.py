@@ -119,7 +119,7 @@ def test_a_process_that_does_not_run_is_said() -> None:
 @pytest.mark.parametrize(
     ("env", "caller", "cause"),
     [
-        ({"A": "1"}, {"B": "2", "HOME": "/x"}, "service.differs.environment"),
+        ({"A": "1", "HOME": "/y"}, {"B": "2", "HOME": "/x"}, "service.differs.environment"),
         ({"HOME": "/x", "A": "1"}, {"HOME": "/x"}, None),
         ({"CUDA_VISIBLE_DEVICES": "-1"}, {"HOME": "/x"}, "service.differs.outcome"),
         ({}, {"CUDA_VISIBLE_DEVICES": "-1"}, "service.differs.outcome"),
