@@ -16,3 +16,6 @@ fi
 if [ "$(id -u)" = 0 ]; then
   ci/unprivileged.sh
 fi
+# The command that the README begins with: no GPU, so the simulated one.
+cd "$(mktemp -d)"
+"$here/ci/demo.sh" | tail -2

@@ -11,9 +11,12 @@ import re
 import shlex
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
+
+from pytest_gpudiscovery import simulate
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -28,13 +31,12 @@ SIMULATED = {
 }
 # Run as they stand; what follows them has to be in their output.
 SHOWN = ("grep failure tests/ollama/corpus/captured.log", "gpu-discovery explain tests/ollama/corpus/captured.log")
+CANDIDATE = "gpu-discovery gate --gpu-ollama-candidate ./ollama-linux-amd64.tgz"
+PID = "gpu-discovery gate --gpu-as pid:$(docker inspect -f '{{.State.Pid}}' ollama) --gpu-until closure"
 NOT_RUN = {
-    "ci/demo.sh": "makes a virtual environment over the network; the gate that it runs is in SIMULATED",
+    "ci/demo.sh": "ci/test.sh runs it when the tests have passed",
     "ci/test.sh": "is what runs this",
     "pip install pytest-gpudiscovery": "needs a network and a release",
-    "gpu-discovery gate --gpu-ollama-candidate ./ollama-linux-amd64.tgz": "a release; tests/stages/test_upgrade.py",
-    "gpu-discovery gate --gpu-as pid:$(docker inspect -f '{{.State.Pid}}' ollama) "
-    "--gpu-until closure": "tests/service/test_recipe.py",
     "cd ci/templates/container": "where the next ones are run",
     "docker build -t ollama-gate --build-arg OLLAMA=ollama/ollama:0.16.3 .": "ci/container.sh; "
     "tests/service/test_recipe.py carries the recipe out",
@@ -125,7 +127,7 @@ def test_every_command_is_run_or_said_not_to_be() -> None:
         if language == "console"
         for command, _ in commands(text)
     }
-    assert found == SIMULATED.keys() | NOT_RUN.keys() | set(SHOWN)
+    assert found == SIMULATED.keys() | NOT_RUN.keys() | {*SHOWN, CANDIDATE, PID}
 
 
 def test_what_the_readme_shows_of_a_log_is_what_is_said() -> None:
@@ -157,6 +159,39 @@ def test_a_command_of_the_readme_is_a_green_run_on_a_simulated_host(command: str
     done = run(command, tmp_path, "--gpu-simulate", SIMULATED[command], *more)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "SIMULATED READY" in done.stdout or "2 passed" in done.stdout
+
+
+def test_the_command_before_an_upgrade(tmp_path: Path) -> None:
+    made = simulate.prepare(simulate.parse("h100-ollama-c"), str(tmp_path / "made"))
+    assert made.ollama is not None
+    with tarfile.open(tmp_path / "ollama-linux-amd64.tgz", "w:gz") as archive:
+        for part in ("bin", "lib"):
+            archive.add(Path(made.ollama, part), part)
+    done = run(CANDIDATE, tmp_path, "--gpu-simulate", "h100-ollama")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "safe to upgrade to 0.32.15" in done.stdout
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="the page shows it for root")
+def test_the_command_for_a_container_of_the_host(tmp_path: Path) -> None:
+    """As the page has it, with a shell; only docker is one that knows no other container."""
+    service = subprocess.Popen(["sleep", "300"], env={"HOME": "/", "CUDA_VISIBLE_DEVICES": "-1"})
+    try:
+        for name, text in (
+            ("docker", f'[ "$*" = "inspect -f {{{{.State.Pid}}}} ollama" ] && echo {service.pid}'),
+            ("gpu-discovery", f'exec {sys.executable} -m pytest_gpudiscovery "$@"'),
+        ):
+            (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+            (tmp_path / name).chmod(0o755)
+        env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        done = subprocess.run(
+            ["sh", "-c", PID], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False
+        )
+    finally:
+        service.kill()
+        service.wait(10)
+    assert done.returncode in (1, 20), done.stdout + done.stderr
+    assert f"process {service.pid}" in done.stdout
 
 
 def test_links_between_pages_lead_somewhere() -> None:
