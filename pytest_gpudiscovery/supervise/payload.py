@@ -16,6 +16,7 @@ from typing import Any
 from pytest_gpudiscovery.supervise.types import Probe
 
 ROOT = Path(__file__).resolve().parent.parent
+BOOT = f"{ROOT.name}.probes.boot"
 SHIPPED = ("probes", "loader")  # packages of pytest_gpudiscovery whose modules a probe may import
 
 # What `ps` shows; everything else is in the memfd. argv: memfd number, probe name[, interpreters tried so far].
@@ -86,8 +87,14 @@ def pack(
     sources = _shipped(SHIPPED)
     if extra is not None:
         sources = {**sources, **_extra(extra)}
+    if not interpreters:
+        # This interpreter itself: its code fits, and half the size stays below a caller's RLIMIT_FSIZE of 1 MiB.
+        sources = {
+            name: (file, "" if code and name != BOOT else text, package, code)
+            for name, (file, text, package, code) in sources.items()
+        }
     setup, identity = probe.setup, probe.setup.identity
-    boot_file, boot_text, *_ = sources[f"{ROOT.name}.probes.boot"]
+    boot_file, boot_text, *_ = sources[BOOT]
     task: dict[str, Any] = {
         "boot": boot_text,
         "boot_file": boot_file,
