@@ -15,7 +15,7 @@ from typing import Any
 from pytest_gpudiscovery import stages as stage_table
 from pytest_gpudiscovery.ledger import Ledger, LedgerBusyError
 from pytest_gpudiscovery.model import Outcome, StageRecord
-from pytest_gpudiscovery.outcome import HUNG, conclude
+from pytest_gpudiscovery.outcome import HUNG, conclude, not_reached
 from pytest_gpudiscovery.stages.spec import (
     Judgement,
     RunContext,
@@ -123,9 +123,7 @@ class Engine:
     def _decide(self, spec: StageSpec, on_start: OnStart | None) -> StageRecord:
         now = time.time()
         if (blocker := self._blocker(spec)) is not None:
-            why = blocker.outcome.value.replace("_", " ")
-            text = f"not reached: {blocker.name} {why}: {blocker.summary}"
-            return self._record(spec, Outcome.NOT_REACHED, text, now, 0.0, blocked_by=blocker.name)
+            return self._record(spec, Outcome.NOT_REACHED, not_reached(blocker), now, 0.0, blocked_by=blocker.name)
         if self.context.run_until is not None and now >= self.context.run_until:
             return self._record(spec, Outcome.NOT_SELECTED, "not begun: the run's deadline had passed", now, 0.0)
         if on_start is not None:

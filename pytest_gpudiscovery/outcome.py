@@ -6,7 +6,17 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from pytest_gpudiscovery.model import SUMMARY_LIMIT, Check, CheckOutcome, Finding, Kind, Outcome, Severity, Step
+from pytest_gpudiscovery.model import (
+    SUMMARY_LIMIT,
+    Check,
+    CheckOutcome,
+    Finding,
+    Kind,
+    Outcome,
+    Severity,
+    StageRecord,
+    Step,
+)
 from pytest_gpudiscovery.stages.endings import signal_words
 from pytest_gpudiscovery.stages.spec import Judgement, StageSpec, found
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending
@@ -27,6 +37,11 @@ class Conclusion:
     steps: tuple[Step, ...]
     facts: dict[str, Any]
     evidence: dict[str, Any] | None
+
+
+def not_reached(blocker: StageRecord) -> str:
+    """Return why a stage behind BLOCKER did not run."""
+    return f"not reached: {blocker.name} {blocker.outcome.value.replace('_', ' ')}: {blocker.summary}"
 
 
 def conclude(

@@ -36,18 +36,20 @@ def probe(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
         except OSError as error:
             step.result = errno_name(error)
             return {"version": None, "why": f"cannot be copied into memory: {errno_name(error)}"}
-    held = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
+    held, address = None, "127.0.0.1:1"  # without a socket or a loopback: nobody answers there either
     try:
         try:
+            held = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
             held.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{held.getsockname()[1]}"
         except OSError:
-            address = "127.0.0.1:1"  # no loopback: nobody answers there either
+            pass
         with journal.step("run a copy with --version") as step:
             said, status = _run(copy, address)
             step.result = status
     finally:
-        held.close()
+        if held is not None:
+            held.close()
     found = SAID.findall(said)
     why = "" if found else f"it ended with {status} and said: {' '.join(said.split())[-200:] or 'nothing'}"
     return {"version": found[-1] if found else None, "said": said[-500:], "exit": status, "why": why}

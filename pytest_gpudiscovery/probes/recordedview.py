@@ -47,31 +47,35 @@ class RecordedView:
             entry = self._entries.get(done)
             if entry is None and done not in self._children:
                 raise OSError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-            if entry and entry["type"] == "error":
-                code = getattr(errno, entry["errno"])
-                raise OSError(code, os.strerror(code), path)
+            if entry:
+                _refuse(entry, "errno", path)
             if entry and entry["type"] == "link":
                 target = posixpath.join(posixpath.dirname(done), entry["target"])
                 return self._entry(posixpath.join(target, *parts[index + 1 :]), hops + 1)
+            if entry and entry["type"] == "dir" and index + 1 < len(parts):
+                self._check(entry, 1, path)
         entry = self._entries.get(done, {"type": "dir", "mode": 0o755, "uid": 0, "gid": 0})
         return done, entry
 
     def _allowed(self, entry: dict[str, Any], wanted: int) -> bool:
         if os.geteuid() == 0:
             return True
-        mode = entry.get("mode", 0o644)
+        mode = entry.get("mode", 0o755 if entry["type"] == "dir" else 0o644)
         if entry.get("uid", 0) == os.geteuid():
             mode >>= 6
         elif entry.get("gid", 0) in (os.getegid(), *os.getgroups()):
             mode >>= 3
         return bool(mode & wanted == wanted)
 
+    def _check(self, entry: dict[str, Any], wanted: int, path: str) -> None:
+        if not self._allowed(entry, wanted):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
     def read(self, path: str, limit: int = READ_LIMIT) -> bytes:
         _, entry = self._entry(path)
         if entry["type"] == "dir":
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-        if not self._allowed(entry, 4):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        self._check(entry, 4, path)
         return self._content(entry)[:limit]
 
     def read_at(self, path: str, offset: int, size: int) -> bytes:
@@ -86,6 +90,7 @@ class RecordedView:
         real, entry = self._entry(path)
         if entry["type"] != "dir":
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
+        self._check(entry, 4, path)
         return sorted(self._children.get(real, ()))
 
     def stat(self, path: str) -> dict[str, Any]:
@@ -118,11 +123,8 @@ class RecordedView:
 
     def open_device(self, path: str) -> None:
         _, entry = self._entry(path)
-        if not self._allowed(entry, 6):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
-        if "open" in entry:
-            code = getattr(errno, entry["open"])
-            raise OSError(code, os.strerror(code), path)
+        self._check(entry, 6, path)
+        _refuse(entry, "open", path)
 
     def access(self, path: str, wanted: int) -> bool:
         try:
@@ -135,11 +137,8 @@ class RecordedView:
 
     def map_executable(self, path: str) -> None:
         _, entry = self._entry(path)
-        if not self._allowed(entry, 4):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
-        if "map" in entry:
-            code = getattr(errno, entry["map"])
-            raise OSError(code, os.strerror(code), path)
+        self._check(entry, 4, path)
+        _refuse(entry, "map", path)
 
     def kernel_log(self, limit: int = READ_LIMIT * 8) -> list[bytes]:
         try:
@@ -155,6 +154,13 @@ class RecordedView:
             else:
                 records.append(line)
         return records
+
+
+def _refuse(entry: dict[str, Any], act: str, path: str) -> None:
+    """Raise the OSError that ENTRY says ACT ends with, if it does."""
+    if act in entry:
+        code = getattr(errno, entry[act])
+        raise OSError(code, os.strerror(code), path)
 
 
 def recording(path: str) -> RecordedView:

@@ -57,10 +57,9 @@ def write(directory: str, verdict: Verdict, environ: Mapping[str, str]) -> None:
     os.makedirs(directory, exist_ok=True)
     files: list[str] = []
     for result in _results(directory, verdict):
-        files += [f"{result['uuid']}-result.json", *(item["source"] for item in result["attachments"])]
-        replace(
-            directory, files[-1 - len(result["attachments"])], json.dumps(result).encode("utf-8", "backslashreplace")
-        )
+        name = f"{result['uuid']}-result.json"
+        files += [name, *(item["source"] for item in result["attachments"])]
+        replace(directory, name, json.dumps(result).encode("utf-8", "backslashreplace"))
     allure_files.write(directory, verdict, host_of(verdict), files, environ)
 
 

@@ -12,7 +12,8 @@ from pytest_gpudiscovery.simulate.world import World
 UNPRIVILEGED = ("unprivileged",)  # root is above modes, and makes missing nodes itself
 TWO_GPUS = ("two GPUs",)
 OLLAMA = ("an Ollama",)  # a simulated host that has one: h100-ollama and its relatives
-DURATION = re.compile("(takes|after|for) VALUE seconds")
+NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
+VARIABLE = "env."  # VALUE is that of a variable, which may be anything
 NO_REAL = "no real "  # followed by a soname: ld.so would go on and find the library of this machine
 
 
@@ -34,10 +35,12 @@ class Fault:
         given = self.value if value is None else value
         if self.value == "" and not given:
             raise SimulationError(f"fault {self.name} needs a value: {self.name}=VALUE ({self.text})")
-        if DURATION.search(self.text) and not re.fullmatch(r"[0-9]+(\.[0-9]+)?", given or ""):
-            raise SimulationError(f"fault {self.name}: {given!r} is not a number of seconds")
         for change in self.changes:
             change(world, given or "")
+        # After the changes, of which some say more exactly what they take.
+        number = not self.name.startswith(VARIABLE) and NUMBER.fullmatch(self.value or "")
+        if number and not NUMBER.fullmatch(given or ""):
+            raise SimulationError(f"fault {self.name}: expected a number such as {self.value}, not {given!r}")
 
 
 def answers(name: str, text: str, *changes: Change, value: str | None = None, needs: tuple[str, ...] = ()) -> Fault:

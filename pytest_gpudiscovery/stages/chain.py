@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from pytest_gpudiscovery.model import Outcome, StageRecord
-from pytest_gpudiscovery.outcome import conclude
+from pytest_gpudiscovery.outcome import conclude, not_reached
 from pytest_gpudiscovery.stages.spec import RunContext, StageInput, StageSpec, deadline_of
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending, Probe
 
@@ -33,9 +33,7 @@ def walk(
     for spec in specs:
         known = {**shared, **records}
         if (blocker := _blocker(spec, known)) is not None:
-            why = blocker.outcome.value.replace("_", " ")
-            text = f"not reached: {blocker.name} {why}: {blocker.summary}"
-            records[spec.name] = _record(spec, Outcome.NOT_REACHED, text, blocked_by=blocker.name)
+            records[spec.name] = _record(spec, Outcome.NOT_REACHED, not_reached(blocker), blocked_by=blocker.name)
             continue
         prefix = f"{name} {spec.name}: "
         mine = {key.removeprefix(prefix): result for key, result in results.items() if key.startswith(prefix)}

@@ -17,8 +17,8 @@ from pytest_gpudiscovery.stages.identity import integer, objects, string
 from pytest_gpudiscovery.stages.spec import StageInput
 
 Facts = Mapping[str, Any]
-PCI = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f]")  # ggml-cuda.cu: "%04x:%02x:%02x.0"; Hyper-V and
-# VMD have domains of more than 16 bits
+# ggml-cuda.cu: "%04x:%02x:%02x.0"; Hyper-V and VMD have domains of more than 16 bits.
+PCI = re.compile(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-9a-f]")
 CUDA = "CUDA"
 SHOWN = 64  # devices of one answer
 UNSEEN = "enumeration.gpu_missing"

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_gpudiscovery.model import Check, Kind
+from pytest_gpudiscovery.stages.closure_kernels import JIT_OFF, jit_disabled
 from pytest_gpudiscovery.stages.directories import jetpack, variable
 from pytest_gpudiscovery.stages.spec import found, not_applicable, passed, unknown
 from pytest_gpudiscovery.stages.visible import Visible, parse
@@ -17,7 +18,6 @@ from pytest_gpudiscovery.stages.visible import Visible, parse
 TRACE = "2"  # OLLAMA_DEBUG: the only value that shows the child's output
 # Values of NVIDIA_VISIBLE_DEVICES that inject no GPU. Not "void": the CDI mode sets it and injects by another way.
 CONTAINER_NONE = ("", "none")
-JIT_OFF = "CUDA_DISABLE_PTX_JIT"
 NO_OLLAMA = "there is no Ollama on this host"
 
 
@@ -55,7 +55,7 @@ def judge_environment(seen: Mapping[str, Any], env: Mapping[str, str], package: 
 
 def _compiler(env: Mapping[str, str]) -> list[Check]:
     """Return the finding that PTX is not compiled: the driver stage's own kernel is PTX, and so are most backends."""
-    if env.get(JIT_OFF, "0").strip() in ("", "0"):
+    if not jit_disabled(env):
         return []
     return [found("service.env.ptx_jit_disabled", {"value": env[JIT_OFF]}, expected="not set", observed=env[JIT_OFF])]
 

@@ -183,7 +183,7 @@ def test_faults_add_up(make: Make) -> None:
     ("text", "why"),
     [
         ("h100:driver.cuinit.802=3", "takes no value"),
-        ("h100:driver.cuinit.slow=abc", "is not a number of seconds"),
+        ("h100:driver.cuinit.slow=abc", "expected a number such as 3.5"),
         ("h100:hang.cuinit.path", "needs a value"),
         ("h100:driver.count.many=99", "not a whole number from 1 to 64"),
         ("h100:kernel.xid.79=soon", "not a whole number"),
