@@ -24,6 +24,8 @@ CACHE = "/etc/ld.so.cache"
 CACHE_MAGIC = b"glibc-ld.so.cache1.1"
 CACHE_LIMIT = 16 << 20  # bytes; a workstation's cache has 0.1 to 0.5 MB
 HEADER = 4096  # bytes of an ELF file that are read: its header, and the program headers of every usual library
+PT_LOAD = 1  # elf.h
+BLANK = 64  # bytes that are looked at where the mapped part of a library ends
 ENTRIES_LIMIT = 200_000
 
 # uname machine -> (flags of a native entry in ld.so.cache, e_machine); glibc, sysdeps/unix/sysv/linux/*/ldconfig.h
@@ -203,21 +205,38 @@ def elf(view: HostView, path: str) -> dict[str, Any]:
 
 
 def ends_in_zeros(view: HostView, path: str) -> bool:
-    """Whether the section table of ELF file PATH is blank: its length was written to disk, its end was not.
+    """Whether ELF file PATH has a blank end: its length was written to disk, its last part was not.
 
-    A power cut after an unpacking, or a download into a file that was made at its full size before, leaves that. The
-    first section header is always blank; no other one is (gABI, chapter 4).
+    A power cut after an unpacking, or a download into a file that was made at its full size before, leaves that. Blank
+    are the section table, of which only the first header is so in a whole file (gABI, chapter 4), and the end of what
+    ld.so maps: a file that lost its section table alone loads.
     """
     try:
-        head = view.read_at(path, 0, 64)
-        if len(head) < 64 or head[:5] != b"\x7fELF\x02":
+        head = view.read_at(path, 0, HEADER)
+        if len(head) < 64 or head[:6] != b"\x7fELF\x02\x01":
             return False
         (offset,) = struct.unpack_from("<Q", head, 40)
         size, count = struct.unpack_from("<HH", head, 58)
-        second = view.read_at(path, offset + size, size) if count > 1 and size >= 64 else b""
+        end = _mapped_end(head)
+        if count < 2 or size < 64 or end < BLANK:
+            return False
+        parts = [view.read_at(path, offset + size, size), view.read_at(path, end - BLANK, BLANK)]
     except OSError:
         return False
-    return len(second) == size and not any(second) and count > 1
+    return [len(part) for part in parts] == [size, BLANK] and not any(map(any, parts))
+
+
+def _mapped_end(head: bytes) -> int:
+    """Return where the last PT_LOAD segment ends in the 64-bit little-endian file that begins with HEAD."""
+    (phoff,) = struct.unpack_from("<Q", head, 32)
+    size, count = struct.unpack_from("<HH", head, 54)
+    end = 0
+    for at in range(phoff, phoff + size * count, size or 1):
+        if size < 56 or at + 56 > len(head):
+            break
+        kind, _, offset, _, _, filesz = struct.unpack_from("<IIQQQQ", head, at)
+        end = max(end, offset + filesz) if kind == PT_LOAD else end
+    return int(end)
 
 
 def parse_elf(data: bytes) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from pytest_gpudiscovery.simulate import (
     faults_library,
     faults_loading,
     faults_ollama,
+    faults_review,
     variants_gpu,
     variants_host,
     variants_install,
@@ -49,6 +50,7 @@ TABLES = (
     faults_context,
     faults_conditions,
     faults_held_out,
+    faults_review,
 )
 
 

@@ -69,7 +69,9 @@ def _xids(seen: Seen, log: KernelLog, nodes: list[Mapping[str, Any]]) -> list[Ch
     checks = []
     for (code, pci, fatal), same in groups.items():
         last = same[-1]
-        if fatal:
+        if fatal and known and slot(pci) not in known:
+            cause = "kernel.log.other_gpu"  # it explains nothing that the GPUs of this host do
+        elif fatal:
             cause = "kernel.xid.fatal"
         elif last.kind in ("application", "information"):
             cause = "kernel.xid.application"
@@ -85,7 +87,7 @@ def _xids(seen: Seen, log: KernelLog, nodes: list[Mapping[str, Any]]) -> list[Ch
             "count": len(same),
         }
         evidence = {"name": last.name, "kind": last.kind, "first": log.age(same[0].at), "last": log.age(last.at)}
-        doubtful = fatal and _may_be_over(last, log, seen, nodes)
+        doubtful = cause == "kernel.xid.fatal" and _may_be_over(last, log, seen, nodes)
         checks.append(
             found(
                 cause,
@@ -104,13 +106,8 @@ def _may_be_over(last: Xid, log: KernelLog, seen: Seen, nodes: list[Mapping[str,
     """Whether the GPU may have been reset since LAST, which only drivers that log Xid 154 say.
 
     It happened long ago, no Xid 154 says that a reset is still due, and the GPU's node opens. The driver stage then
-    asks the GPU itself; what hangs or fails there is explained by this finding all the same. So it is for a GPU that
-    is none of this host's while others are: a container reads the whole machine's log, or the GPU has gone and the
-    others work.
+    asks the GPU itself; what hangs or fails there is explained by this finding all the same.
     """
-    slots = {slot(gpu["pci"]) for gpu in gpus(seen)}
-    if slots and last.pci not in slots:
-        return True
     age = log.age(last.at)
     if age is None or age < LONG_AGO_S:
         return False

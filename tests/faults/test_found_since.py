@@ -16,6 +16,9 @@ from tests.faults.gate import primary, run_gate, warnings
         # Two libggml-cuda.so of one directory show the device twice, and it is started twice in the second pass.
         ("h100-ollama:ollama.stray_top_cuda", "serve", "degraded", "package.stray.library"),
         ("h100-ollama:runner.zero_memory", "serve", "blocked", "serve.no_memory"),
+        ("h100:libcuda.missing,env.nvidia_driver_capabilities", "kernel", "blocked", "kernel.user_space.capability"),
+        # Said in 01 as a warning, and what the next stages fail of.
+        ("h100-ollama:ollama.stray_libcuda", "runtime", "blocked", "package.stray.library"),
     ],
 )
 def test_it_is_named_now(text: str, until: str, verdict: str, cause: str) -> None:
@@ -28,9 +31,9 @@ def test_an_xid_of_another_gpu_does_not_block() -> None:
     # A container reads the log of the whole machine; only root may read it.
     found = run_gate("h100:kernel.xid.foreign_gpu", until="driver")
     assert found.verdict.value == ("degraded" if os.geteuid() == 0 else "ready")
-    assert ("kernel.xid.fatal" in warnings(found)) == (os.geteuid() == 0)
+    assert ("kernel.log.other_gpu" in warnings(found)) == (os.geteuid() == 0)
 
 
 def test_an_xid_of_another_gpu_hides_no_hang() -> None:
     found = run_gate("h100:kernel.xid.foreign_gpu,hang.alloc.poll", until="driver", hangs=True)
-    assert (found.verdict.value, primary(found)[:2]) == ("blocked", ("driver", "timed_out"))
+    assert (found.verdict.value, primary(found)) == ("blocked", ("driver", "timed_out", "driver.copy.hang"))

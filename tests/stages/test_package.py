@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import ctypes
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from pytest_gpudiscovery.model import CheckOutcome, Outcome
 from pytest_gpudiscovery.outcome import Conclusion
-from pytest_gpudiscovery.probes import binaries, layout
+from pytest_gpudiscovery.probes import binaries, layout, libraries
 from pytest_gpudiscovery.probes.host import LiveView
 from pytest_gpudiscovery.stages.package import ROWS, SPEC
 from pytest_gpudiscovery.supervise.types import Identity, Setup
@@ -211,6 +212,16 @@ def emptied(prefix: Path) -> None:
 def looped_lib(prefix: Path) -> None:
     drop_lib(prefix)
     (prefix / "lib" / "ollama").symlink_to("ollama")
+
+
+def test_a_library_that_lost_its_section_table_alone_is_whole_for_the_loader(tmp_path: Path) -> None:
+    path, data = tmp_path / "libggml-cuda.so", LIBRARY.read_bytes()
+    table = int.from_bytes(data[40:48], "little")
+    path.write_bytes(data[:table] + bytes(len(data) - table))
+    assert not libraries.ends_in_zeros(LiveView(), str(path))
+    ctypes.CDLL(str(path))  # ld.so agrees
+    path.write_bytes(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+    assert libraries.ends_in_zeros(LiveView(), str(path))
 
 
 FAULTS = [
