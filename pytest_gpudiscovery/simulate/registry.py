@@ -20,6 +20,7 @@ from pytest_gpudiscovery.simulate import (
     faults_gpu,
     faults_hang,
     faults_held_out,
+    faults_held_out_ollama,
     faults_install,
     faults_kernel,
     faults_library,
@@ -50,6 +51,7 @@ TABLES = (
     faults_context,
     faults_conditions,
     faults_held_out,
+    faults_held_out_ollama,
     faults_review,
 )
 
