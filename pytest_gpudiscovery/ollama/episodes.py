@@ -1,4 +1,4 @@
-"""The refreshes that are known, what is held back of a log, and the counts of what is left out of it: logrepeat.py."""
+"""What is known of refreshes (logknown.py), what is held back of a log, and the counts of what is left out of it."""
 
 from __future__ import annotations
 
@@ -92,31 +92,6 @@ class Held:
         return time is not None and ended is not None and time > ended + 2 * STAMP_S
 
 
-@dataclass
-class Recording:
-    """The lines of a refresh that is read in full."""
-
-    server: Server
-    token: object
-    carrier: str
-    lines: list[tuple[bytes, bool]]  # and whether it is of a child
-    size: int = 0
-
-
-@dataclass
-class Run:
-    """Equal lines, one after the other."""
-
-    what: object = None
-    count: int = 0
-    state: object = None
-    pattern: re.Pattern[bytes] | None = None
-    server: Server | None = None
-    carrier: str = ""
-    last: bytes = b""  # the time of the last one
-    held: tuple[bytes, int] | None = None  # the last one that was left out, and its number
-
-
 class Tally:
     """Counts what is left out for good; CARRIERS are those of the log's lines."""
 
@@ -142,18 +117,17 @@ class Tally:
             episode.server.saw(episode.time(last))
         self._spans = {}
 
-    def add_lines(self, of: Episode | Run, count: int) -> None:
-        """Count lines like those OF a refresh or a run."""
-        assert of.server is not None
-        of.server.lines += count
-        self._carriers[of.carrier] += count
+    def add_lines(self, server: Server, carrier: str, count: int) -> None:
+        """Count lines of SERVER that came in CARRIER."""
+        server.lines += count
+        self._carriers[carrier] += count
         self.lines += count
 
     def count(self, episode: Episode, lines: int, given: list[Given], number: Callable[[int], int]) -> None:
         """Count what is left out for good, LINES of each; NUMBER gives the line where one of them begins."""
         refreshes, count = episode.server.builder.refreshes, len(given)
         refreshes.seen += count
-        self.add_lines(episode, lines * count)
+        self.add_lines(episode.server, episode.carrier, lines * count)
         firsts, lasts, _, short = zip(*given, strict=True)
         self.span(episode, min(firsts), max(lasts))
         if episode.failed:

@@ -145,9 +145,11 @@ class Servers:
         self.dropped = 0
         self._count = 0
         self._latest: Server | None = None
+        self._token: tuple[object, ...] | None = None  # None: not known
 
     def take(self, line: LogLine, message: Message | None, word: Word | None) -> Server:
         """Give LINE, which is MESSAGE or has WORD, to its server and return that."""
+        self._token = None
         server = self._own(line, message) if message is not None and message.role != CHILD else self._near(line)
         server = server or self._new(line)
         server.take(line, message, word)
@@ -156,7 +158,9 @@ class Servers:
 
     def token(self) -> tuple[object, ...]:
         """Return all that decides which server the next line is of, and what it means there."""
-        return tuple(server.token() for server in self.found)
+        if self._token is None:  # asked for each line that is left out, and those change nothing
+            self._token = tuple(server.token() for server in self.found)
+        return self._token
 
     def state(self) -> tuple[object, ...]:
         """Return that, and how much is known of each discovery."""
@@ -168,6 +172,7 @@ class Servers:
 
     def skip(self, count: int) -> None:
         """Note that COUNT servers were left out of what comes."""
+        self._token = None
         self._count += count
         self.dropped += count
         for server in self.found:  # what comes is of none of these

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pytest_gpudiscovery.ollama import children, explainer, lineshape, logrepeat, postmortem, shape, words
+from pytest_gpudiscovery.ollama import children, explainer, lineshape, logrun, postmortem, shape, words
 from pytest_gpudiscovery.ollama.explainer import Log as Read
 from pytest_gpudiscovery.ollama.logrepeat import Repeats
 from pytest_gpudiscovery.ollama.versions import load
@@ -140,8 +140,8 @@ def both(data: bytes, sizes: list[int]) -> Iterator[dict[str, Any]]:
 @given(st.integers(0, 1 << 40), st.lists(st.integers(1, 3000), max_size=20))
 def test_the_same_is_said_when_every_line_is_read(seed: int, sizes: list[int]) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logrepeat, "RUN", 12)
-        patch.setattr(logrepeat, "SETTLED", 3)
+        patch.setattr(logrun, "RUN", 12)
+        patch.setattr(logrun, "SETTLED", 3)
         short, whole = both(mixed(seed), sizes)
     assert short == whole
 
@@ -203,12 +203,12 @@ def test_failed_refreshes_are_kept_however_many_follow(monkeypatch: pytest.Monke
 
 
 def test_a_line_that_stands_there_again_and_again_is_not_read_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logrepeat, "RUN", 300)  # more than there are children in one discovery
+    monkeypatch.setattr(logrun, "RUN", 300)  # more than there are children in one discovery
     log = begin(Log())
-    for _ in range(logrepeat.RUN + 2000):
+    for _ in range(logrun.RUN + 2000):
         fail(log.at(0.001), "cuda_v12")
     found = read(cpu(log))
-    assert found.lines_looked_at < logrepeat.RUN + 200
+    assert found.lines_looked_at < logrun.RUN + 200
     assert found.carriers["plain"] == len(log.lines)
     assert reading.explain(log)["answer"] == "no_gpu"
 
