@@ -63,6 +63,12 @@ def codes(api: str) -> tuple[Code, ...]:
     return tuple(_table(api).values())
 
 
+def runtime_code(text: str) -> int | None:
+    """Return the cudaError_t whose words (cudaGetErrorString) TEXT is; None for success and for none that is known."""
+    wanted = text.strip().lower()
+    return next((code.code for code in codes("runtime") if code.code and code.text.lower() == wanted), None)
+
+
 @functools.cache
 def _table(api: str) -> dict[int, Code]:
     return {entry["code"]: Code(**entry) for entry in _data()[api]}

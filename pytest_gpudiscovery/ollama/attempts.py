@@ -28,6 +28,8 @@ _ERRORS = (
         SPAWN_FAILED,
     ),
 )
+_SIZE = re.compile(r"([\d.]{1,12}) (B|KiB|MiB|GiB|TiB)")
+_GIB = {"B": 2**-30, "KiB": 2**-20, "MiB": 2**-10, "GiB": 1.0, "TiB": 1024.0}
 _VENDORS = (("cuda", "nvidia"), ("rocm", "amd"), ("hip", "amd"), ("vulkan", "vulkan"))
 
 
@@ -132,9 +134,33 @@ class Device:
         return self.library.lower() != "cpu"
 
     @property
+    def total_gib(self) -> float | None:
+        """Return its whole memory, None where the log gives no size."""
+        found = _SIZE.fullmatch(self.total)
+        try:
+            return float(found[1]) * _GIB[found[2]] if found else None
+        except ValueError:
+            return None
+
+    @property
     def sane(self) -> bool | None:
         """Whether compute capability and PCI id can be those of an NVIDIA GPU; None for other libraries."""
         return sane(self.compute, self.pci_id) if self.library.lower() == "cuda" else None
+
+
+def device(values: Mapping[str, str]) -> Device:
+    """Return the device of a line "inference compute" that has the attributes VALUES."""
+    return Device(
+        id=values.get("id", ""),
+        library=values.get("library", ""),
+        name=values.get("description") or values.get("name", ""),
+        compute=values.get("compute", ""),
+        driver=values.get("driver", ""),
+        pci_id=values.get("pci_id", ""),
+        directories=values.get("libdirs", ""),
+        total=values.get("total", ""),
+        available=values.get("available", ""),
+    )
 
 
 def sane(compute: str, pci_id: str) -> bool:
@@ -216,3 +242,8 @@ class Discovery:
         if self.devices or self.total_vram == "0 B" or "a.none" in self.events:
             return False
         return None
+
+    def words(self, attempt: Attempt | None = None) -> list[Word]:
+        """Return what the child of ATTEMPT said, or (None) every child, and what nobody in particular said."""
+        spoken = [attempt] if attempt is not None else self.attempts
+        return [word for entry in spoken for word in entry.said] + list(self.notes)

@@ -10,10 +10,11 @@ from collections.abc import Callable
 
 from pytest_gpudiscovery.ollama import attempts as records
 from pytest_gpudiscovery.ollama.attempts import Attempt, Discovery
-from pytest_gpudiscovery.ollama.eras import FIRST_PASS, REFRESH, VALIDATION
+from pytest_gpudiscovery.ollama.eras import VALIDATION
 from pytest_gpudiscovery.ollama.gotime import duration
 from pytest_gpudiscovery.ollama.logline import LogLine
 from pytest_gpudiscovery.ollama.messages import Message
+from pytest_gpudiscovery.ollama.passes import VALIDATING, pass_of
 from pytest_gpudiscovery.ollama.words import Word, further, recognise
 
 ATTEMPTS, WORDS = 256, 100  # of one discovery, of one child
@@ -22,8 +23,6 @@ TEXT = 400
 SOURCES = 8  # of one child
 PARALLEL_S = 0.010  # children of the first pass start at least one poll of /info apart (v0.16.3:ml/device.go:625)
 STAMP_S = 0.002  # what two time stamps of the same moment may differ by
-ANOTHER_S = 4.0  # children of one refresh start within its 3 s
-VALIDATING = "GGML_CUDA_INIT"  # what only the second pass adds (v0.16.3:ml/device.go:550)
 # What is kept of a child's environment: no secret has one of these names.
 KEPT = ("CUDA_", "GGML_", "ROCR_", "HIP_", "HSA_", "GPU_", "LD_LIBRARY_PATH", "OLLAMA_LIBRARY_PATH", "OLLAMA_DEBUG",
         "OLLAMA_LLM_LIBRARY", "OLLAMA_VULKAN", "OLLAMA_GPU_OVERHEAD")  # fmt: skip
@@ -194,7 +193,7 @@ class Children:
         values = line.attributes
         libraries = records.paths(values.get("OLLAMA_LIBRARY_PATH", values.get("libDirs", "")))
         extra = records.pairs(values["extra_envs"]) if "extra_envs" in values else None
-        kind = _kind(found, extra)
+        kind = pass_of(found, extra)
         path = libraries[-1] if libraries else None
 
         def same(entry: Attempt) -> bool:
@@ -246,47 +245,6 @@ class Children:
 def _heard(attempt: Attempt, source: str) -> None:
     if len(attempt.sources) < SOURCES:
         attempt.sources.append(source)
-
-
-def settle(found: Discovery) -> None:
-    """Draw what follows from the whole discovery: the passes that its lines left open, and each child's devices."""
-    for entry in found.attempts:
-        if entry.outcome == records.OPEN and (found.complete or entry is not found.attempts[-1]):
-            entry.outcome = records.ENDED
-        if found.kind == "refresh" and entry.kind != VALIDATION:
-            entry.kind = REFRESH
-        elif entry.kind == records.UNKNOWN and entry.extra is not None:
-            entry.kind = _kind_by_time(found, entry)
-    first = [entry for entry in found.attempts if entry.kind in (FIRST_PASS, records.UNKNOWN)]
-    silent = [entry for entry in first if entry.outcome == records.ENDED]
-    for entry in silent:
-        if found.initial_count == 0:
-            entry.outcome, entry.devices = records.NO_DEVICE, 0
-        elif found.verified:
-            entry.devices = sum(seen.why == entry.path for seen in found.verified)
-            entry.outcome = records.DEVICES if entry.devices else entry.outcome
-    if not any(left.why == "filtered.init" for left in found.left_out):
-        for entry in found.attempts:
-            if entry.kind == VALIDATION and entry.outcome == records.ENDED and entry.took_s is not None:
-                entry.outcome, entry.devices = records.DEVICES, 1
-
-
-def _kind(found: Discovery, extra: dict[str, str] | None) -> str:
-    if extra is not None and VALIDATING in extra:
-        return VALIDATION
-    if found.kind == "refresh":
-        return REFRESH
-    return FIRST_PASS if found.begun_in_log else records.UNKNOWN
-
-
-def _kind_by_time(found: Discovery, entry: Attempt) -> str:
-    """Return the pass of ENTRY, whose discovery does not begin in the log."""
-    if found.complete:
-        return FIRST_PASS
-    took = entry.duration_s if entry.announced or entry.took_s is not None else None
-    if took is None or entry.outcome != records.TIMED_OUT:
-        return records.UNKNOWN
-    return REFRESH if took < ANOTHER_S else FIRST_PASS
 
 
 def _name(attempt: Attempt, libraries: tuple[str, ...]) -> None:

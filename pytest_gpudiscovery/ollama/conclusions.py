@@ -144,9 +144,9 @@ def _slow(server: Server, attempt: Attempt) -> Iterator[Statement]:
 
 def _told(discovery: Discovery) -> Iterator[Statement]:
     """What children and the server's other lines say outright."""
-    for word in facts.words(discovery, None):
+    for word in discovery.words():
         if word.id in ("init_failed", "cuda_error"):
-            code = facts.code_of(word.values[0])
+            code = errors.runtime_code(word.values[0])
             if code is not None:
                 known = errors.runtime(code)
                 yield say("cuda_error", text=word.values[0].strip(), label=known.label, discovery=known.discovery)

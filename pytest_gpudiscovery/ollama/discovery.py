@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pytest_gpudiscovery.ollama import children
-from pytest_gpudiscovery.ollama.attempts import Device, Discovery, LeftOut
-from pytest_gpudiscovery.ollama.children import ANOTHER_S, TEXT, Children, is_discovery
+from pytest_gpudiscovery.ollama import attempts as records
+from pytest_gpudiscovery.ollama.attempts import Discovery, LeftOut
+from pytest_gpudiscovery.ollama.children import TEXT, Children, is_discovery
 from pytest_gpudiscovery.ollama.gotime import duration
 from pytest_gpudiscovery.ollama.logline import LogLine
 from pytest_gpudiscovery.ollama.messages import CHILD, Message
+from pytest_gpudiscovery.ollama.passes import ANOTHER_S, settle
 from pytest_gpudiscovery.ollama.refreshes import Refreshes, least_wanted
 from pytest_gpudiscovery.ollama.words import Word, recognise
 
@@ -116,7 +117,7 @@ class Builder:
         found, self._open = self._open, None
         if found is None:
             return
-        children.settle(found)
+        settle(found)
         if found.ended is None and found.complete:
             found.ended = time if time is not None else self._children.last
 
@@ -133,7 +134,7 @@ class Builder:
             found.ended = line.time
             self._children.over(found, line.time)
         if len(found.devices) < DEVICES:
-            found.devices.append(_device(line))
+            found.devices.append(records.device({key: value[:TEXT] for key, value in line.attributes.items()}))
         found.complete = self._serving = True
 
     def _vram(self, line: LogLine, _: Message) -> None:
@@ -176,7 +177,7 @@ class Builder:
         _note(found, message.id)
         self._serving = True
         self._end_open(line.time)
-        children.settle(found)
+        settle(found)
 
     # Children.
 
@@ -246,21 +247,6 @@ class Builder:
 def _note(found: Discovery, event: str) -> None:
     if len(found.events) < LEFT_OUT or event not in found.events:
         found.events.append(event)
-
-
-def _device(line: LogLine) -> Device:
-    values = {key: value[:TEXT] for key, value in line.attributes.items()}
-    return Device(
-        id=values.get("id", ""),
-        library=values.get("library", ""),
-        name=values.get("description") or values.get("name", ""),
-        compute=values.get("compute", ""),
-        driver=values.get("driver", ""),
-        pci_id=values.get("pci_id", ""),
-        directories=values.get("libdirs", ""),
-        total=values.get("total", ""),
-        available=values.get("available", ""),
-    )
 
 
 _HANDLERS: dict[str, Callable[[Builder, LogLine, Message], None]] = {

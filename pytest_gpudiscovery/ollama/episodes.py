@@ -10,8 +10,9 @@ from itertools import pairwise
 from operator import le, sub
 from typing import Any
 
-from pytest_gpudiscovery.ollama.children import ANOTHER_S, STAMP_S
+from pytest_gpudiscovery.ollama.children import STAMP_S
 from pytest_gpudiscovery.ollama.gotime import duration, stamp
+from pytest_gpudiscovery.ollama.passes import ANOTHER_S
 from pytest_gpudiscovery.ollama.refreshes import SLOW_S
 from pytest_gpudiscovery.ollama.sessions import Server
 

@@ -72,8 +72,6 @@ _NVSWITCH = re.compile(r"SXM|HBM3|\bB[123]00\b|GB[23]00|\bH[128]00\b")
 _NOT_NVSWITCH = re.compile(
     r"PCIe|NVL\b|GeForce|RTX|Quadro|Tesla [TPM]|\bL40|\bL4\b|\bA[1-6]0\b|\bA2\b|\bA16\b|\bT4\b", re.IGNORECASE
 )
-_SIZE = re.compile(r"([\d.]{1,12}) (B|KiB|MiB|GiB|TiB)")
-_GIB = {"B": 2**-30, "KiB": 2**-20, "MiB": 2**-10, "GiB": 1.0, "TiB": 1024.0}
 VISIBLE = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "GGML_VK_VISIBLE_DEVICES",
            "GPU_DEVICE_ORDINAL")  # fmt: skip
 REQUESTED = "OLLAMA_LLM_LIBRARY"
@@ -84,7 +82,7 @@ LIBRARY_TRIED = re.compile(r"(cuda|rocm|hip|vulkan)")
 def of(server: Server, discovery: Discovery, attempt: Attempt | None, servers: Sequence[Server] = ()) -> dict[str, Any]:
     """Return every fact of NAMES for ATTEMPT, or (None) for DISCOVERY as a whole; SERVERS are all of the log."""
     era_ids = [era.id for era in eras.eras_in(server.releases)]
-    said = words(discovery, attempt)
+    said = discovery.words(attempt)
     environment = attempt.environment if attempt is not None else _any_environment(discovery)
     asked = [attempt] if attempt is not None else discovery.attempts
     names = [seen.what for seen in discovery.verified] + [device.name for device in discovery.devices if device.is_gpu]
@@ -104,7 +102,7 @@ def of(server: Server, discovery: Discovery, attempt: Attempt | None, servers: S
         "preload": "preload" in ids or None,
         "lines_captured": attempt.lines_captured if attempt is not None else None,
         "mlx_possible": bool(server.releases & versions.between(MLX_SINCE, None)),
-        "host_memory_gib": _host_memory(discovery),
+        "host_memory_gib": next((device.total_gib for device in discovery.devices if not device.is_gpu), None),
         "module_loading": None if environment is None else environment.get("CUDA_MODULE_LOADING", "absent").upper(),
         "no_backtrace": None if environment is None else "GGML_NO_BACKTRACE" in environment,
         "gap_before_spawn_s": attempt.waited_s if attempt is not None else None,
@@ -141,12 +139,6 @@ def of(server: Server, discovery: Discovery, attempt: Attempt | None, servers: S
         "driver_old": any(left.why == "c.driver_old" for left in discovery.left_out) or None,
         "arch_skipped": any(left.why == "c.arch" for left in discovery.left_out) or None,
     }  # fmt: skip
-
-
-def words(discovery: Discovery, attempt: Attempt | None) -> list[Word]:
-    """Return what the child of ATTEMPT said, or (None) every child of DISCOVERY, and what nobody in particular said."""
-    spoken = [attempt] if attempt is not None else discovery.attempts
-    return [word for entry in spoken for word in entry.said] + list(discovery.notes)
 
 
 def _any_environment(discovery: Discovery) -> Any:
@@ -239,16 +231,6 @@ def _later(server: Server, servers: Sequence[Server]) -> bool | None:
     return True if True in results else None
 
 
-def _host_memory(discovery: Discovery) -> float | None:
-    """Return the GiB that the CPU line gives as total."""
-    text = next((device.total for device in discovery.devices if not device.is_gpu), "")
-    found = _SIZE.fullmatch(text)
-    try:
-        return float(found[1]) * _GIB[found[2]] if found else None
-    except ValueError:
-        return None
-
-
 def _parallel(discovery: Discovery, attempt: Attempt | None) -> int | None:
     if attempt is None or attempt.kind != eras.VALIDATION:
         return None
@@ -280,16 +262,10 @@ def _tried(server: Server, discovery: Discovery) -> bool | None:
 def _cuda_code(said: Iterable[Word]) -> int | None:
     for word in said:
         if word.id in ("init_failed", "cuda_error"):
-            code = code_of(word.values[0])
+            code = errors.runtime_code(word.values[0])
             if code is not None:
                 return code
     return None
-
-
-def code_of(text: str) -> int | None:
-    """Return the CUDA error whose words (cudaGetErrorString) TEXT is, None for none that is known."""
-    wanted = text.strip().lower()
-    return next((code.code for code in errors.codes("runtime") if code.code and code.text.lower() == wanted), None)
 
 
 def _visible(server: Server, discovery: Discovery) -> bool | None:

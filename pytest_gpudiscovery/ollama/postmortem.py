@@ -13,7 +13,7 @@ from typing import Any
 from pytest_gpudiscovery import __version__
 from pytest_gpudiscovery.model import to_json
 from pytest_gpudiscovery.ollama import attempts as records
-from pytest_gpudiscovery.ollama import conclusions, eras, explainer, facts, levels, routes, shape, versions
+from pytest_gpudiscovery.ollama import conclusions, eras, explainer, facts, levels, routes, shape, summary, versions
 from pytest_gpudiscovery.ollama.attempts import Attempt, Discovery
 from pytest_gpudiscovery.ollama.explainer import Log
 from pytest_gpudiscovery.ollama.logread import Read
@@ -23,7 +23,6 @@ from pytest_gpudiscovery.ollama.statements import advice
 
 SCHEMA = 1
 FOUND, NOT_FOUND, UNKNOWN = "gpu_found", "no_gpu", "cannot_tell"
-ERROR_SHOWN = 80  # characters of an error in the summary
 NEXT_SHOWN = 6
 USUAL_DIRECTORIES = 4  # cuda_v12, cuda_v13, vulkan, and one to spare
 SPARE_S = 10.0  # for everything in a start that is not discovery
@@ -127,7 +126,7 @@ def _server(server: Server, log: Log) -> dict[str, Any]:
         "last": shape.time_of(server.last, server.offset_s),
         "mixed": server.mixed,
         "answer": answer(server),
-        "summary": _one_line(server, starts),
+        "summary": summary.of(server, starts),
         "versions": {
             "exact": server.exact,
             "releases": versions.words(server.releases),
@@ -252,54 +251,3 @@ def _next(analyses: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 found[entry["next"]] = {"command": entry["next"], "action": entry["action"], "for": entry["id"]}
     gate = {"command": "gpu-discovery gate", "action": "safe", "for": "all of them, on the host itself"}
     return [gate, *found.values()]
-
-
-def _one_line(server: Server, starts: Sequence[Discovery]) -> str:
-    """Return what became of SERVER's discovery in one line."""
-    if not starts:
-        died = any(word.id in ("go_died", "threads", "address_space") for word in server.builder.words)
-        return f"cannot tell: {'it died before' if died else 'the log does not have'} the start of its discovery"
-    last = starts[-1]
-    hung = [a for a in last.attempts if a.outcome == records.TIMED_OUT]
-    timed = ""
-    if hung:
-        names = " and ".join(dict.fromkeys(a.directory or "a child" for a in hung))
-        passes = " and ".join(dict.fromkeys(_PASSES.get(a.kind, "an unknown pass") for a in hung))
-        timed = f"{names} timed out in the {passes}"
-    if last.found_gpu:
-        count = sum(device.is_gpu for device in last.devices)
-        return f"GPU found: {count} x {next(d for d in last.devices if d.is_gpu).name}" + (
-            f"; {timed}" if timed else ""
-        )
-    if last.found_gpu is False:
-        why = timed or _why(server, last)
-        return f"no GPU: {why}"
-    if server.mixed:
-        return "cannot tell: two servers are mixed and nothing tells them apart"
-    return f"cannot tell: the log ends before discovery has{', after ' + timed if timed else ''}"
-
-
-_PASSES = {eras.FIRST_PASS: "first pass", eras.VALIDATION: "second pass", eras.REFRESH: "refresh"}
-_WHYS = {
-    records.CRASHED: "the child was killed by a signal",
-    records.HTTP_ERROR: "the child answered an error",
-    records.WRONG_SERVER: "something else answered on the child's port",
-    records.SPAWN_FAILED: "the child could not be started",
-    records.EXITED: "the child exited by itself",
-    records.FAILED: "the child failed",
-}
-
-
-def _why(server: Server, discovery: Discovery) -> str:
-    told = next((a for a in discovery.attempts if a.outcome in _WHYS), None)
-    if told is not None:
-        error = " ".join(told.error.split())
-        said = f": {error if len(error) <= ERROR_SHOWN else error[: ERROR_SHOWN - 1] + '…'}" if error else ""
-        return f"{_WHYS[told.outcome]}{said}"
-    if any(left.why == "filtered.init" for left in discovery.left_out):
-        return "the second pass left every device out"
-    took = discovery.duration_s
-    ended = f"discovery ended{f' after {took:.3f} s' if took is not None else ''} without a device"
-    if conclusions.may_hide_a_timeout(server, discovery):
-        return f"{ended}, and this log does not say whether a child timed out"
-    return f"{ended}, and nothing timed out"
