@@ -12,7 +12,10 @@ fi
 "$venv/bin/ruff" format --check .
 "$venv/bin/mypy"
 "$venv/bin/python" ci/evidence.py --check
-"$venv/bin/python" -m pytest -q -n "${JOBS:-2}" --dist loadfile -rs
+# A worker that dies is not replaced: pytest-xdist 3.8 with --dist loadfile may then wait for ever for its tests. Should
+# anything else hang, the run ends all the same: a test after ten minutes, with every stack, the whole after forty-five.
+timeout --foreground --kill-after=60 2700 \
+  "$venv/bin/python" -m pytest -q -n "${JOBS:-2}" --dist loadfile --max-worker-restart=0 -o timeout=600 -rs
 if [ "$(id -u)" = 0 ]; then
   ci/unprivileged.sh
 fi

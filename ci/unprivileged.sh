@@ -26,7 +26,10 @@ chown -R 65534:65534 "$public/home" "$public/repo"
 "$public/venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$public/repo[dev]"
 chmod -R a+rX "$public"
 echo "--- as uid 65534, $("$python" --version)"
-run() { as_nobody "$public/venv/bin/python" -m pytest -q -n "${JOBS:-2}" --dist load -rs -p no:cacheprovider "$@"; }
+run() {
+  as_nobody timeout --kill-after=60 1800 "$public/venv/bin/python" -m pytest -q -n "${JOBS:-2}" --dist load \
+    --max-worker-restart=0 -o timeout=600 -rs -p no:cacheprovider "$@"
+}
 run tests/service/test_unit_files.py tests/test_context.py tests/supervise tests/probes tests/simulate/test_conformance.py
 # Of the fault table the rows in which permissions, identity or what a user may read decide.
 run tests/faults tests/matrix/test_matrix.py -k "node or env or kernel or libcuda or tmpdir or cuinit or faults"
