@@ -23,6 +23,8 @@ FOLDER = Path(importlib.import_module("pytest_gpudiscovery.suites").__path__[0])
 # What the user's ini (addopts) may have set for his own tests and must not do to the gate. -x is dealt with in
 # hooks.py, the order by OrderGuard.
 AMBIENT = ("markexpr", "keyword", "deselect", "lf", "stepwise", "stepwise_skip", "numprocesses", "dist", "tx")
+# pytest-xdist 3.8 may wait for ever for the tests of a worker that died and was replaced, where it hands them out so.
+NEVER_REPLACE = ("loadscope", "loadfile", "loadgroup")
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,8 @@ def apply(config: pytest.Config) -> None:
     config.args[:] = [translate(arg) for arg in config.args]
     for name, value in choice.restored:
         setattr(config.option, name, value)
+    if getattr(config.option, "dist", "no") in NEVER_REPLACE and config.getoption("maxworkerrestart", None) is None:
+        config.option.maxworkerrestart = "0"
     if choice.alone:
         config.option.maxfail = 0  # a stage that did not pass keeps the next ones from running; -x would hide them
 

@@ -190,3 +190,27 @@ def test_views_are_asked_in_order() -> None:
     assert seen(gpu, "name") == "by NVML"
     assert seen(gpu, "cc") is None
     assert memory_gib(gpu) == 1.0
+
+
+DYING = """
+import os, pytest
+
+@pytest.mark.parametrize("number", range(6))
+def test_dies(number):
+    if number == DIES_AT:
+        os.abort()
+"""
+
+
+@pytest.mark.parametrize("dying", [1, 2], ids=["one worker dies", "both workers die"])
+def test_workers_that_die_end_the_run(gate: Runner, dying: int) -> None:
+    """With --dist loadfile pytest-xdist 3.8 replaces a worker and waits for ever for the rest of its file."""
+    for number in range(6):
+        dies_at = "2" if 1 <= number <= dying else "None"
+        path = gate.directory / f"test_{number}.py"
+        path.write_text(DYING.replace("DIES_AT", dies_at), encoding="utf-8")
+    plugins = ("pytest_timeout", "xdist.plugin")
+    ended = gate("gpu-discovery", ".", "-n", "2", "--dist", "loadfile", stages="", plugins=plugins)
+    assert "crashed while running" in ended.out
+    assert ended.code == 1
+    assert ended.last.endswith(f"(exit {ended.code})")
