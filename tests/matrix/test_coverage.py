@@ -68,6 +68,8 @@ def test_every_route_of_a_hang_is_reached_or_says_why_not(route: str) -> None:
 def test_every_cause_is_reached_or_says_why_not() -> None:
     missing = [cause for cause in catalogue.causes() if cause not in REACHED and shown(cause)]
     assert missing == []
+    stale = [what for what, entry in COVERAGE.items() if what in REACHED and entry["by"] == "-"]
+    assert stale == [], "a run names them: coverage.tsv says that none does"
     gone = [what for what in COVERAGE if "." in what and what not in catalogue.causes()]
     assert gone == []
 
