@@ -20,6 +20,8 @@ SLOW = (
     "backend.init.slow",
     "ctor.ggml_cuda.slow",
     "load.slow",
+    "ctor.cublas.slow",
+    "persistence.off_slow",
 )  # slow by what they are
 CHOSEN = ("author", "reach", "healthy")
 
