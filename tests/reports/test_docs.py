@@ -43,10 +43,13 @@ NOT_RUN = {
     'docker run --rm --gpus all -v "$PWD/gpu-report:/report" ollama-gate': "likewise",
     'docker run --rm --gpus all -v "$PWD/gpu-report:/report" -e CUDA_VISIBLE_DEVICES=1 --memory 8g ollama-gate '
     "--gpu-until closure": "likewise",
-    "python ci/loader/peers.py --python /path/to/venv/bin/python": "the peers of a longer tier",
-    "LD_LIBRARY_PATH=$LIB:$LIB/cuda_v12 python ci/bench/loader.py --python /path/to/venv/bin/python "
-    "$LIB/cuda_v12/libggml-cuda.so": "a CUDA closure of 1.2 GB",
 }
+# With this Python, and what is small: a few cases, the simulated libraries.
+PEERS = "python ci/loader/peers.py --python /path/to/venv/bin/python"
+BENCH = (
+    "LD_LIBRARY_PATH=$LIB:$LIB/cuda_v12 python ci/bench/loader.py --python /path/to/venv/bin/python "
+    "$LIB/cuda_v12/libggml-cuda.so"
+)
 PLUGINS = ("-p", "pytest_gpudiscovery.plugin", "-p", "pytest_timeout")
 
 
@@ -127,7 +130,7 @@ def test_every_command_is_run_or_said_not_to_be() -> None:
         if language == "console"
         for command, _ in commands(text)
     }
-    assert found == SIMULATED.keys() | NOT_RUN.keys() | {*SHOWN, CANDIDATE, PID}
+    assert found == SIMULATED.keys() | NOT_RUN.keys() | {*SHOWN, CANDIDATE, PID, PEERS, BENCH}
 
 
 def test_what_the_readme_shows_of_a_log_is_what_is_said() -> None:
@@ -170,6 +173,32 @@ def test_the_command_before_an_upgrade(tmp_path: Path) -> None:
     done = run(CANDIDATE, tmp_path, "--gpu-simulate", "h100-ollama")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "safe to upgrade to 0.32.15" in done.stdout
+
+
+def from_a_clone(command: str, **variables: str) -> str:
+    """Return what COMMAND prints, run by a shell in the root of the clone with this Python and VARIABLES."""
+    own = shlex.quote(sys.executable)
+    line = command.replace("/path/to/venv/bin/python", own).replace(" python ", f" {own} ")
+    line = re.sub(r"\Apython ", f"{own} ", line)
+    env = {**os.environ, **variables}
+    done = subprocess.run(
+        ["sh", "-c", line], cwd=ROOT, env=env, capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_comparison_with_peers(tmp_path: Path) -> None:
+    small = ["wrong_class_skipped", "library_that_is_absent"]
+    said = from_a_clone(PEERS + "".join(f" --case {name}" for name in small), TMPDIR=str(tmp_path))
+    assert re.search(r"^all +2 +2 ", said, re.MULTILINE), said
+
+
+def test_the_bench_of_the_loader(tmp_path: Path) -> None:
+    made = simulate.prepare(simulate.parse("h100-ollama"), str(tmp_path / "made"))
+    lib = f"{made.ollama}/lib/ollama"
+    said = from_a_clone(BENCH.replace("$LIB/cuda_v12 python", f"$LIB/cuda_v12:{tmp_path}/made/lib python"), LIB=lib)
+    assert "this: closure, beyond Python's start: least" in said
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the page shows it for root")
