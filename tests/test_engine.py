@@ -273,7 +273,7 @@ def test_a_probe_with_less_than_its_turn_left_is_not_started(tmp_path: Path) -> 
     asked: list[str] = []
 
     def slow(_: Probe) -> ChildResult:
-        time.sleep(0.9)
+        time.sleep(0.6)
         return result()
 
     table = {"kernel": turned(asked, directories=3, deadline_s=1.0)}

@@ -22,6 +22,7 @@ SLOW = (
     "load.slow",
     "ctor.cublas.slow",
     "persistence.off_slow",
+    "driver.cuinit.slow",
 )  # slow by what they are
 CHOSEN = ("author", "reach", "healthy")
 

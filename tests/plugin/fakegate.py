@@ -37,7 +37,8 @@ from pytest_gpudiscovery.supervise import child
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending, Probe
 
 PROBES = Path(__file__).parent / "probes"
-DEADLINE_S = 1.0
+DEADLINE_S, PLENTY_S = 1.0, 20.0  # of a stage that is told to hang; of one that has to answer
+HANGING = ("hang", "stuck", "worse", "unkillable")
 GRAPH: Mapping[str, tuple[str, ...]] = {
     "package": (),
     "service": ("package",),
@@ -60,6 +61,11 @@ def modes() -> dict[str, str]:
     return dict(word.split("=") for word in os.environ.get("FAKE_STAGES", "").split())
 
 
+def limit(name: str) -> float:
+    """Return the deadline of stage NAME in seconds."""
+    return DEADLINE_S if modes().get(name) in HANGING else PLENTY_S
+
+
 def stage(number: int, name: str, after: tuple[str, ...]) -> StageSpec:
     """Return stage NAME with one probe."""
 
@@ -69,7 +75,7 @@ def stage(number: int, name: str, after: tuple[str, ...]) -> StageSpec:
         if results:
             return None
         request = {"stage": name, "mode": modes().get(name, "ok"), "log": os.environ["FAKE_LOG"]}
-        return name, Probe("t_gate", request, {"PATH": "/usr/bin:/bin"}, deadline_for(context, name, DEADLINE_S))
+        return name, Probe("t_gate", request, {"PATH": "/usr/bin:/bin"}, deadline_for(context, name, limit(name)))
 
     def judge(given: StageInput) -> Judgement:
         seen = given.observed(name)
@@ -91,7 +97,7 @@ def stage(number: int, name: str, after: tuple[str, ...]) -> StageSpec:
         return Judgement((passed("P42"),), f"{name} is fine", facts)
 
     native = name in ("nvml", "driver", "enumeration", "runtime")
-    return StageSpec(number, name, name.title(), after, DEADLINE_S, ("P42",), plan, judge, touches_driver=native)
+    return StageSpec(number, name, name.title(), after, limit(name), ("P42",), plan, judge, touches_driver=native)
 
 
 def supervise(probe: Probe) -> ChildResult:

@@ -61,8 +61,9 @@ def rows(script: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         roots = [directory / "tmp", directory / "home"]
         for root in roots:
             root.mkdir()
+        kept = shutil.ignore_patterns("build-*", "pycache")  # others write to these meanwhile
         built = build.private_directory()  # what was compiled before need not be again; hard links cost nothing
-        shutil.copytree(built, roots[0] / built.name, copy_function=os.link, ignore=shutil.ignore_patterns("build-*"))
+        shutil.copytree(built, roots[0] / built.name, copy_function=os.link, ignore=kept)
         mark = f"LEFT_BEHIND={directory}"
         env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "GPU_DISCOVERY_"))}
         env |= {"LEFT_BEHIND": str(directory), "TMPDIR": str(roots[0]), "HOME": str(roots[1]), "PYTHONPATH": str(HERE)}

@@ -126,7 +126,7 @@ def test_lines_come_with_their_time_and_one_without_end_is_no_line() -> None:
 
 
 GUARDED = """
-import sys, time
+import os, sys, time
 from pytest_gpudiscovery.probes import private
 from pytest_gpudiscovery.probes.guardian import Guardian
 from pytest_gpudiscovery.probes.spawned import Spawned
@@ -136,7 +136,8 @@ with Guardian() as guardian:
     # As a server does: its child is in a group of its own and outlives it.
     server = Spawned(["/bin/sh", "-c", "sleep 1000 & echo $! > " + home + "/child; wait"], {"PATH": "/usr/bin:/bin"})
     guardian.group(server.pid)
-    time.sleep(0.5)
+    while not os.path.exists(home + "/child") or not open(home + "/child").read().endswith("\\n"):
+        time.sleep(0.01)
     print(server.pid, open(home + "/child").read().strip(), home, flush=True)
     if sys.argv[2] == "hang":
         time.sleep(1000)

@@ -95,6 +95,7 @@ def test_who_else_has_a_node_of_the_driver_open(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(holders, "NODE", str(tmp_path / "nvidia"))
     with node.open() as file:
         other = subprocess.Popen(["/bin/sleep", "60"], stdin=file)
+        monkeypatch.setattr(holders, "SCAN_S", 30.0)
         try:
             seen = holders.look(2**22 + 1, [], {"3": str(node), "4": "/dev/null"})
         finally:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -150,24 +151,30 @@ print(made.read_text().strip(), open("/proc/self/task/" + str(os.getpid()) + "/c
     assert done.stdout.strip() == f"{build.private_directory()}/zig []", done.stderr
 
 
-def test_no_compiler_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def looked_for_anew() -> Iterator[None]:
+    """The compiler is looked for in this test, and again after it."""
     build.compiler.cache_clear()
+    yield
+    build.compiler.cache_clear()
+
+
+@pytest.mark.usefixtures("looked_for_anew")
+def test_no_compiler_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SimulationError, match="needs a C compiler") as caught:
         build.compiler()
     assert "\n" not in str(caught.value)
-    build.compiler.cache_clear()
 
 
+@pytest.mark.usefixtures("looked_for_anew")
 def test_ziglang_stands_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    build.compiler.cache_clear()
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "ziglang" else None)
     assert build.compiler() == (sys.executable, "-m", "ziglang", "cc")
-    build.compiler.cache_clear()
 
 
 def test_compiler_that_fails_is_one_line(temporary: Path) -> None:

@@ -289,9 +289,10 @@ try:
 except OSError as error:
     said["bind"] = error.errno
 try:
-    fd = os.open(os.environ.get("TMPDIR", "/tmp") + "/probe", os.O_CREAT | os.O_WRONLY)
+    probe = os.environ.get("TMPDIR", "/tmp") + f"/probe-{os.getpid()}"
+    fd = os.open(probe, os.O_CREAT | os.O_WRONLY)
     os.write(fd, b"x")
-    os.unlink(os.environ.get("TMPDIR", "/tmp") + "/probe")
+    os.unlink(probe)
     said["write"] = 0
 except OSError as error:
     said["write"] = error.errno

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -98,19 +99,19 @@ def test_shim_that_hangs(make: Make) -> None:
 
 
 def test_state_d(make: Make, tmp_path: Path) -> None:
-    try:
-        rig = rigs.frozen(tmp_path)
-        frozen = rig.__enter__()
-    except rigs.Unavailable as why:
-        pytest.skip(str(why))
-    with stuck(make(f"h100:hang.cuinit.path={frozen}/x"), CALLS["cuinit"]) as child:
+    with contextlib.ExitStack() as rig:
         try:
-            assert rigs.wait_for(lambda: state(child.pid) == "D", SETTLED_S)
-            child.kill()
-            time.sleep(0.5)
-            assert state(child.pid) == "D"  # SIGKILL waits too
-        finally:
-            rig.__exit__(None, None, None)  # thaws
+            frozen = rig.enter_context(rigs.frozen(tmp_path))
+        except rigs.Unavailable as why:
+            pytest.skip(str(why))
+        with stuck(make(f"h100:hang.cuinit.path={frozen}/x"), CALLS["cuinit"]) as child:
+            try:
+                assert rigs.wait_for(lambda: state(child.pid) == "D", SETTLED_S)
+                child.kill()
+                time.sleep(0.5)
+                assert state(child.pid) == "D"  # SIGKILL waits too
+            finally:
+                rig.close()  # thaws, before the child is waited for
     assert child.returncode == -signal.SIGKILL
 
 

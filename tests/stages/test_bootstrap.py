@@ -6,6 +6,7 @@ Which cause each fault gets is in tests/matrix/data.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,17 +21,18 @@ from pytest_gpudiscovery.probes import private
 from tests.stages.ollama_host import alive, causes, run
 
 HANG: dict[str, Any] = {"stage_timeout": {"bootstrap": 4.0, "serve": 2.0}}
+HOME = re.compile(private.NAME + r"(\d+)-")
 PLACES = ("/tmp", "/var/tmp", "/dev/shm", "/run")
 
 
 def private_directories() -> set[str]:
-    """Return the private directories of all probes, ours and others'."""
+    """Return the private directories of all probes that are no more, ours and others'."""
     return {
         f"{place}/{name}"
         for place in PLACES
         if os.path.isdir(place)
         for name in os.listdir(place)
-        if name.startswith(private.NAME)
+        if (found := HOME.match(name)) and not os.path.exists(f"/proc/{found[1]}")
     }
 
 

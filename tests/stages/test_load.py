@@ -17,6 +17,7 @@ from tests.stages.closure_install import Install, build
 
 V12, V13 = "lib/ollama/cuda_v12", "lib/ollama/cuda_v13"
 HANG_S = 1.0
+HANG_BESIDE_S = 4.0  # where another child must have ended by then
 CTOR = "__attribute__((constructor)) static void begin(void) {{ {0} }}\n"
 HEAD = "#include <unistd.h>\n#include <stdlib.h>\n#include <signal.h>\n#include <sys/file.h>\n#include <fcntl.h>\n"
 BLAS = "int cublasLtCreate(void) { return 0; }\n"
@@ -188,7 +189,7 @@ def test_a_refused_library_carries_the_loaders_words(single: Install) -> None:
 
 def test_a_hang_in_one_of_two_directories_is_a_warning(install: Install) -> None:
     constructor(install, "for (;;) pause();")
-    said = install.loaded(HANG_S)
+    said = install.loaded(HANG_BESIDE_S)
     assert said.outcome is Outcome.WARNED
     assert causes(said) == {"load.constructor.hang": "warned"}
     errors = {entry["directory"]: (entry["error"], entry["seconds"] is not None) for entry in said.facts["loads"]}
@@ -235,7 +236,7 @@ def test_a_cpu_variant_takes_every_directory_with_it(
     variant(single, "a")
     variant(single, "b", body, extra)
     variant(single, "c")
-    said = single.loaded(HANG_S)
+    said = single.loaded(HANG_BESIDE_S)
     assert said.outcome is outcome
     assert causes(said) == {"load.cpu.ends": "failed"}
     assert words in said.summary
@@ -300,7 +301,7 @@ def test_what_ends_the_child_in_a_directory_that_ollama_skips_is_no_blocker(inst
 
 def test_mlx_that_hangs_is_named_and_blocks_nothing_here(single: Install) -> None:
     single.builder.library("lib/ollama/mlx_cuda_v13/libmlxc.so", HEAD + CTOR.format("for (;;) pause();"))
-    said = single.loaded(HANG_S)
+    said = single.loaded(HANG_BESIDE_S)
     assert said.outcome is Outcome.WARNED
     assert causes(said) == {"load.mlx.ends": "warned"}
 
