@@ -23,10 +23,11 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.privileges import MAY_MOUNT
 
 DATA = Path(__file__).parent / "data"
 ORIGINS = ("author", "blind", "pair", "blind-pair", "reach", "healthy", "held-out")
@@ -126,8 +127,8 @@ class Injection:
 
     @property
     def runs_here(self) -> bool:
-        """Whether this user can run it: only root can be root, make files for somebody else, or mount a rig."""
-        return os.geteuid() == 0 or not (
+        """Whether this user can run it: only root, not a container's, is what `root` means, or can mount a rig."""
+        return MAY_MOUNT or not (
             self.as_user in ("root", "dropped") or any(kind in ("rig", "wrap") for kind, _ in self.given)
         )
 

@@ -20,6 +20,7 @@ from pytest_gpudiscovery.options import Settings, UsageProblem
 from pytest_gpudiscovery.probes.rootview import RootView
 from pytest_gpudiscovery.service import process
 from pytest_gpudiscovery.verdict import conclude
+from tests.privileges import needs_mounts, needs_to_look
 from tests.service import container
 from tests.service.test_process import root_only, start
 
@@ -47,7 +48,8 @@ def stage(found: Verdict, name: str) -> Any:
 
 
 @root_only
-@pytest.mark.parametrize("prefix", [(), UNSHARE], ids=["chroot", "namespaces"])
+@needs_to_look
+@pytest.mark.parametrize("prefix", [(), pytest.param(UNSHARE, marks=needs_mounts)], ids=["chroot", "namespaces"])
 @pytest.mark.parametrize("uid", [0, 65534])
 def test_the_install_of_another_root_is_judged_and_the_verdict_is_open(
     start: Any, image: Path, tmp_path: Path, prefix: tuple[str, ...], uid: int
@@ -70,6 +72,7 @@ def test_the_install_of_another_root_is_judged_and_the_verdict_is_open(
     assert said & {"mount namespace", "root directory"}
 
 
+@needs_to_look
 @root_only
 def test_a_root_directory_that_is_closed_to_its_own_user_is_said(start: Any, image: Path, tmp_path: Path) -> None:
     pid = start(container.code(image, uid=65534, dumpable=False))
@@ -81,6 +84,7 @@ def test_a_root_directory_that_is_closed_to_its_own_user_is_said(start: Any, ima
     assert found.verdict is State.INCOMPLETE
 
 
+@needs_to_look
 @root_only
 def test_a_root_directory_that_nobody_here_can_read_leaves_the_stages_that_read_it_open(
     start: Any, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -102,6 +106,7 @@ def test_a_root_directory_that_nobody_here_can_read_leaves_the_stages_that_read_
     assert found.verdict is State.INCOMPLETE
 
 
+@needs_to_look
 @root_only
 def test_stages_that_load_the_install_are_not_asked_of_this_system(start: Any, image: Path, tmp_path: Path) -> None:
     pid = start(container.code(image), *UNSHARE)

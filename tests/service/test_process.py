@@ -23,6 +23,7 @@ from pytest_gpudiscovery.stages.spec import RunContext
 from pytest_gpudiscovery.supervise.child import run
 from pytest_gpudiscovery.supervise.types import Probe
 from tests import fakes
+from tests.privileges import needs_mounts, needs_to_look
 
 ROOT = os.geteuid() == 0
 root_only = pytest.mark.skipif(not ROOT, reason="only root starts processes as somebody else")
@@ -109,6 +110,7 @@ def ask(built: RunContext, module: str = "service") -> Any:
     return result.answer
 
 
+@needs_to_look
 @root_only
 def test_probes_become_the_process_as_far_as_it_goes(start: Any, tmp_path: Path) -> None:
     code = (
@@ -143,6 +145,7 @@ def test_a_process_that_is_not_there_is_one_line(tmp_path: Path) -> None:
         build(4194303, tmp_path)
 
 
+@needs_to_look
 @root_only
 def test_a_deleted_working_directory_is_adopted_as_such(start: Any, tmp_path: Path) -> None:
     gone = tmp_path / "gone"
@@ -157,6 +160,7 @@ def test_a_deleted_working_directory_is_adopted_as_such(start: Any, tmp_path: Pa
     assert (built.cwd, built.service["directory"]["errno"]) == ("/", "ENOENT")
 
 
+@needs_mounts
 @root_only
 def test_a_network_namespace_is_entered(start: Any, tmp_path: Path) -> None:
     pid = start("", "unshare", "--net", "--fork")
@@ -169,6 +173,7 @@ def test_a_network_namespace_is_entered(start: Any, tmp_path: Path) -> None:
     assert look.answer["lo"]["ifr_flags"] & 1 == 0  # nobody has set it up in there
 
 
+@needs_mounts
 @root_only
 def test_a_sandbox_with_our_root_directory_is_entered(start: Any, tmp_path: Path) -> None:
     code = (

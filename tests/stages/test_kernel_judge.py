@@ -22,6 +22,7 @@ from pytest_gpudiscovery.stages.kernel import ROWS, SPEC
 from pytest_gpudiscovery.stages.spec import RunContext, StageInput
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending, Identity, Setup
 from tests import fakes
+from tests.privileges import needs_mounts
 from tests.stages import hosts
 
 PATHS = sorted(path for path in hosts.h100() if not path.startswith(("/etc", "/sys/class")))
@@ -218,10 +219,9 @@ def test_every_answer_of_a_node_has_a_state_with_a_cause(node: dict[str, Any], i
         assert node["stat"]["type"] == "char"
 
 
+@needs_mounts
 def test_the_running_kernel_answers_as_the_states_expect() -> None:
     """Make nodes in a /dev of our own and open them for real: no driver is ENXIO, nodev and mode are EACCES."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root to make device nodes")
     code = (
         "import json,os,sys\n"
         "from pytest_gpudiscovery.probes import nodes\n"

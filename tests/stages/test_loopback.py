@@ -21,6 +21,7 @@ from pytest_gpudiscovery.probes import loopback as probe
 from pytest_gpudiscovery.stages.loopback import ROWS, SPEC
 from pytest_gpudiscovery.supervise.types import Identity, Setup
 from tests import fakes
+from tests.privileges import MAY_MOUNT, needs_mounts
 from tests.stages import hosts
 
 
@@ -92,12 +93,11 @@ def test_a_temporary_directory_of_somebody_else_blocks(tmp_path: Path) -> None:
     assert "EACCES" in said.summary
 
 
+@needs_mounts
 @pytest.mark.parametrize(
     ("options", "cause"), [("size=4k,nr_inodes=1", "full"), ("ro", "denied")], ids=["no inode left", "read-only"]
 )
 def test_a_real_file_system_says_no(options: str, cause: str) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root to mount a tmpfs")
     code = (
         "import json; from pytest_gpudiscovery.probes import loopback as l; print(json.dumps(l.use_directory('/mnt')))"
     )
@@ -133,7 +133,7 @@ def test_a_network_without_lo_is_met_for_real(tmp_path: Path) -> None:
         timeout=60,
         check=False,
     )
-    if done.returncode != 0 and os.geteuid() != 0:
+    if done.returncode != 0 and not MAY_MOUNT:
         pytest.skip(f"no network namespace of one's own here: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)

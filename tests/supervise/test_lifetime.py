@@ -13,6 +13,7 @@ import pytest
 
 from pytest_gpudiscovery.supervise import identity
 from pytest_gpudiscovery.supervise.types import Identity
+from tests.privileges import needs_to_look
 from tests.supervise import rigs
 
 ROOT = Path(__file__).parents[2]
@@ -64,6 +65,7 @@ def test_killed_supervisor_takes_the_child_along(tmp_path: Path) -> None:
     assert rigs.wait_for(lambda: not rigs.alive(child))
 
 
+@needs_to_look
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: becomes somebody else")
 def test_killed_supervisor_takes_a_child_of_another_identity_along(tmp_path: Path) -> None:
     if identity.find_interpreter(Identity(65534, 65534)) is None:

@@ -15,6 +15,7 @@ import pytest
 from pytest_gpudiscovery.supervise import identity
 from pytest_gpudiscovery.supervise.child import run
 from pytest_gpudiscovery.supervise.types import ChildResult, Ending, Identity, Setup
+from tests.privileges import needs_mounts
 from tests.supervise import rigs
 from tests.supervise.probes.t_dev import listing
 
@@ -134,6 +135,7 @@ def test_interpreter_that_is_too_old_is_passed_over(tmp_path: Path, monkeypatch:
     assert run(echo, extra=rigs.PROBES).answer["executable"] == sys.executable
 
 
+@needs_mounts
 @as_root
 def test_private_dev_changes_nothing_outside() -> None:
     outside = listing("/dev")
