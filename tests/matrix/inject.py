@@ -25,7 +25,7 @@ from tests.matrix.rows import DATA, NOTHING, SHORT, Injection
 from tests.supervise import rigs
 
 LIMIT_S = 300.0  # for one gate: far beyond the sum of all deadlines of a run that is meant
-AFTER_S = 6.0  # a stage ends by its deadline plus this: forensics, killing, and a loaded machine
+AFTER_S = 4.0  # a stage ends by its deadline plus this
 START_S = 20.0  # for the interpreter, the simulated host (compiled once) and the reports, on a loaded machine
 GONE_S = 2.0  # for a killed process to be gone
 MARK = "MATRIX_RUN"  # an environment variable by which what a run left behind is known
