@@ -15,7 +15,11 @@ fi
 # A worker that dies is not replaced: pytest-xdist 3.8 with --dist loadfile may then wait for ever for its tests. Should
 # anything else hang, the run ends all the same: a test after ten minutes, with every stack, the whole after forty-five.
 timeout --foreground --kill-after=60 2700 \
-  "$venv/bin/python" -m pytest -q -n "${JOBS:-2}" --dist loadfile --max-worker-restart=0 -o timeout=600 -rs
+  "$venv/bin/python" -m pytest -q -n "${JOBS:-2}" --dist loadfile --max-worker-restart=0 -o timeout=600 -rs || {
+  code=$?
+  [ "$code" != 124 ] || echo "ci/test.sh: the tests did not end within 45 minutes; ci/test.sh -v says which" >&2
+  exit "$code"
+}
 if [ "$(id -u)" = 0 ]; then
   ci/unprivileged.sh
 fi

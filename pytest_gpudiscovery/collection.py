@@ -43,6 +43,7 @@ class Choice:
 
 
 CHOICE: pytest.StashKey[Choice] = pytest.StashKey()
+RESTARTS: pytest.StashKey[str | None] = pytest.StashKey()  # of --max-worker-restart, where it was put aside
 
 
 def choose(early_config: pytest.Config, args: list[str], parser: pytest.Parser) -> None:
@@ -88,7 +89,8 @@ def apply(config: pytest.Config) -> None:
     config.args[:] = [translate(arg) for arg in config.args]
     for name, value in choice.restored:
         setattr(config.option, name, value)
-    if getattr(config.option, "dist", "no") in NEVER_REPLACE and config.getoption("maxworkerrestart", None) is None:
+    if getattr(config.option, "dist", "no") in NEVER_REPLACE:
+        config.stash[RESTARTS] = config.option.maxworkerrestart
         config.option.maxworkerrestart = "0"
     if choice.alone:
         config.option.maxfail = 0  # a stage that did not pass keeps the next ones from running; -x would hide them

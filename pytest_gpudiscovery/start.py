@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pytest_gpudiscovery import __version__, options, places, stages
-from pytest_gpudiscovery.collection import CHOICE, Choice
+from pytest_gpudiscovery.collection import CHOICE, RESTARTS, Choice
 from pytest_gpudiscovery.plugin import OPTIONS
 from pytest_gpudiscovery.reports import exitcodes, wording
 from pytest_gpudiscovery.run import Run
@@ -135,6 +135,11 @@ def absent(config: pytest.Config, choice: Choice) -> list[str]:
         notes.append("pytest-timeout is not loaded: there is no outer limit around the stages' own deadlines")
     if config.pluginmanager.is_blocked("xdist"):
         notes.append("pytest-xdist is switched off: -n is not available")
+    if config.stash.get(RESTARTS, None) not in (None, "0"):
+        notes.append(
+            f"--max-worker-restart {config.stash[RESTARTS]} put aside: with --dist {config.getoption('dist')} "
+            "pytest-xdist may wait for ever for the tests of a worker that it replaced; --dist load replaces them"
+        )
     if choice.restored:
         names = ", ".join(name for name, _ in choice.restored)
         notes.append(f"{names} of addopts (ini file or PYTEST_ADDOPTS) put aside: meant for other tests")

@@ -202,15 +202,20 @@ def test_dies(number):
 """
 
 
-@pytest.mark.parametrize("dying", [1, 2], ids=["one worker dies", "both workers die"])
-def test_workers_that_die_end_the_run(gate: Runner, dying: int) -> None:
+@pytest.mark.parametrize(
+    ("dying", "asked"),
+    [(1, ()), (2, ()), (1, ("--max-worker-restart", "3"))],
+    ids=["one worker dies", "both workers die", "replacing was asked for"],
+)
+def test_workers_that_die_end_the_run(gate: Runner, dying: int, asked: tuple[str, ...]) -> None:
     """With --dist loadfile pytest-xdist 3.8 replaces a worker and waits for ever for the rest of its file."""
     for number in range(6):
         dies_at = "2" if 1 <= number <= dying else "None"
         path = gate.directory / f"test_{number}.py"
         path.write_text(DYING.replace("DIES_AT", dies_at), encoding="utf-8")
     plugins = ("pytest_timeout", "xdist.plugin")
-    ended = gate("gpu-discovery", ".", "-n", "2", "--dist", "loadfile", stages="", plugins=plugins)
+    ended = gate("gpu-discovery", ".", "-n", "2", "--dist", "loadfile", *asked, stages="", plugins=plugins)
+    assert any("--max-worker-restart 3 put aside" in note for note in ended.verdict["notes"]) == bool(asked)
     assert "crashed while running" in ended.out
     assert ended.code == 1
     assert ended.last.endswith(f"(exit {ended.code})")

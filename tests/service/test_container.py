@@ -47,7 +47,6 @@ def stage(found: Verdict, name: str) -> Any:
     return next(record for record in found.stages if record.name == name)
 
 
-@root_only
 @needs_to_look
 @pytest.mark.parametrize("prefix", [(), pytest.param(UNSHARE, marks=needs_mounts)], ids=["chroot", "namespaces"])
 @pytest.mark.parametrize("uid", [0, 65534])
@@ -73,7 +72,6 @@ def test_the_install_of_another_root_is_judged_and_the_verdict_is_open(
 
 
 @needs_to_look
-@root_only
 def test_a_root_directory_that_is_closed_to_its_own_user_is_said(start: Any, image: Path, tmp_path: Path) -> None:
     pid = start(container.code(image, uid=65534, dumpable=False))
     built = context.build(Settings(as_service=f"pid:{pid}"), str(tmp_path))
@@ -85,7 +83,6 @@ def test_a_root_directory_that_is_closed_to_its_own_user_is_said(start: Any, ima
 
 
 @needs_to_look
-@root_only
 def test_a_root_directory_that_nobody_here_can_read_leaves_the_stages_that_read_it_open(
     start: Any, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -107,7 +104,6 @@ def test_a_root_directory_that_nobody_here_can_read_leaves_the_stages_that_read_
 
 
 @needs_to_look
-@root_only
 def test_stages_that_load_the_install_are_not_asked_of_this_system(start: Any, image: Path, tmp_path: Path) -> None:
     pid = start(container.code(image), *UNSHARE)
     built = context.build(Settings(as_service=f"pid:{pid}"), str(tmp_path))

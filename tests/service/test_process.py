@@ -111,7 +111,6 @@ def ask(built: RunContext, module: str = "service") -> Any:
 
 
 @needs_to_look
-@root_only
 def test_probes_become_the_process_as_far_as_it_goes(start: Any, tmp_path: Path) -> None:
     code = (
         "import os, resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (300, 400))\n"
@@ -146,7 +145,6 @@ def test_a_process_that_is_not_there_is_one_line(tmp_path: Path) -> None:
 
 
 @needs_to_look
-@root_only
 def test_a_deleted_working_directory_is_adopted_as_such(start: Any, tmp_path: Path) -> None:
     gone = tmp_path / "gone"
     gone.mkdir()
@@ -161,7 +159,6 @@ def test_a_deleted_working_directory_is_adopted_as_such(start: Any, tmp_path: Pa
 
 
 @needs_mounts
-@root_only
 def test_a_network_namespace_is_entered(start: Any, tmp_path: Path) -> None:
     pid = start("", "unshare", "--net", "--fork")
     built = build(pid, tmp_path)
@@ -174,7 +171,6 @@ def test_a_network_namespace_is_entered(start: Any, tmp_path: Path) -> None:
 
 
 @needs_mounts
-@root_only
 def test_a_sandbox_with_our_root_directory_is_entered(start: Any, tmp_path: Path) -> None:
     code = (
         "import subprocess\n"

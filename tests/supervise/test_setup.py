@@ -136,7 +136,6 @@ def test_interpreter_that_is_too_old_is_passed_over(tmp_path: Path, monkeypatch:
 
 
 @needs_mounts
-@as_root
 def test_private_dev_changes_nothing_outside() -> None:
     outside = listing("/dev")
     result = run(rigs.probe("t_dev", setup=Setup(private_dev=True), path=NODE), extra=rigs.PROBES)
