@@ -3,8 +3,8 @@
 The choice is deterministic. In the order of the files, `author` before `reach` before `healthy`, the first row for each
 cause that a row expects; one row more for each way in which a stage ends (stage, outcome) and for each kind of user;
 and every pair of `pair`. So every cause, and with it every prerequisite row, that any of them reaches is reached by the
-tests, but for what SLOW alone reaches: the full tier runs that. Of the blind rows the tests run those whose injection is
-chosen so: one run answers for both.
+tests, but for what SLOW alone reaches: the full tier runs that. Of the blind rows the tests run those whose injection
+is chosen so: one run answers for both.
 """
 
 from __future__ import annotations
