@@ -107,7 +107,14 @@ def _binary(binary: Mapping[str, Any], uid: int) -> list[Check]:
     if (problem := _no_program(binary, elf)) is not None:
         return [found("package.ollama.not_program", {**facts, "problem": problem}, expected="an ELF program")]
     if cut_off(elf):
-        return [found("package.ollama.truncated", {**facts, **elf}, expected=elf["needs"], observed=elf["size"])]
+        return [
+            found(
+                "package.ollama.truncated",
+                {**facts, **elf},
+                expected=f"{elf['needs']} bytes or more",
+                observed=f"{elf['size']} bytes",
+            )
+        ]
     checks = []
     server = binary.get("server") or {}
     if server.get("deleted"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,15 @@ MACHINES = {"x86_64": 62, "aarch64": 183}
 # development link that is broken stops nothing.
 OPENED = re.compile(r"libggml-cuda\.so|libggml-base\.so(\.0)?|lib(cudart|cublas|cublasLt)\.so\.[0-9]+|libcuda\.so\.1")
 NOWHERE = ("ENOENT", "ENOTDIR", "ELOOP")  # of a name that is listed: a link that leads nowhere
+# What a library that ld.so could not use should have been, and what was seen: of _files' facts.
+COMPARED = {
+    "package.library.dangling": ("a file", "a link to {target}"),
+    "package.library.unreadable": ("a file that uid {uid} may read", "{errno}"),
+    "package.library.not_elf": ("an ELF library", "{problem}"),
+    "package.library.foreign": ("ELF class 64, machine {wanted}", "ELF class {bits}, machine {machine}"),
+    "package.library.zeros": ("content up to the last byte that is mapped", "zeros at the end of {size} bytes"),
+    "package.library.truncated": ("{needs} bytes or more", "{size} bytes"),
+}
 Seen = Mapping[str, Any]
 Directory = Mapping[str, Any]
 
@@ -61,7 +71,9 @@ def _directories(seen: Seen, directories: Sequence[Directory], uid: int) -> list
         subject = f"dir:{shown_name(seen, item)}"
         for cause, facts, stops in broken[item["path"]]:
             lower = None if stops and not one_is_whole else Severity.WARNING
-            checks.append(found(cause, facts, subject=subject, severity=lower, observed=facts.get("size")))
+            known = collections.defaultdict(lambda: "?", facts)  # what was not seen is said as the catalogue says it
+            expected, observed = (text.format_map(known) for text in COMPARED[cause])
+            checks.append(found(cause, facts, subject=subject, severity=lower, expected=expected, observed=observed))
         if not broken[item["path"]]:
             sizes = {entry["name"]: entry.get("size") for entry in item["files"]}
             checks.append(passed("P06", subject=subject, observed=sizes))
@@ -78,7 +90,8 @@ def _files(directory: Directory, uid: int) -> list[tuple[str, dict[str, Any], bo
     problems: list[tuple[str, dict[str, Any], bool]] = []
     for entry in directory["files"]:
         elf, stops = entry.get("elf") or {}, OPENED.fullmatch(entry["name"]) is not None
-        facts = {**entry, **elf, "path": f"{directory['path']}/{entry['name']}", "uid": uid, "bits": elf.get("class")}
+        facts = {**entry, **elf, "path": f"{directory['path']}/{entry['name']}", "uid": uid}
+        facts |= {"bits": elf.get("class"), "wanted": machine or "of this host"}
         if entry.get("errno") in NOWHERE:
             facts = {**facts, "target": entry.get("target") or "nothing"}
             problems.append(("package.library.dangling", facts, stops))

@@ -279,6 +279,11 @@ def test_a_fault_is_named(prefix: Path, fault: Any, outcome: str, expected: list
     said = conclude(prefix)
     assert hosts.causes(said) == expected
     assert said.outcome.value == outcome
+    for check in said.checks:
+        if check.finding is not None and check.finding.cause.startswith("package.library."):
+            assert check.expected, "what was seen says little without what should have been"
+            assert check.observed
+            assert "?" not in check.expected + check.observed
 
 
 def test_the_build_directory_beside_the_binary_counts(prefix: Path) -> None:
