@@ -12,8 +12,9 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from pytest_gpudiscovery.loader.architectures import read_architectures
     from pytest_gpudiscovery.loader.closure import Closure, Dependency, LoadedObject, Problem, predict
-    from pytest_gpudiscovery.loader.fatbin import Image, Images, read_architectures, read_images
+    from pytest_gpudiscovery.loader.fatbin import Image, Images, read_images
     from pytest_gpudiscovery.loader.kernels import KernelVerdict, will_run
     from pytest_gpudiscovery.loader.linkmap import ProcessModel
 
@@ -33,8 +34,9 @@ __all__ = [
 ]
 
 MODULES = {
+    "architectures": ("read_architectures",),
     "closure": ("Closure", "Dependency", "LoadedObject", "Problem", "predict"),
-    "fatbin": ("Image", "Images", "read_architectures", "read_images"),
+    "fatbin": ("Image", "Images", "read_images"),
     "kernels": ("KernelVerdict", "will_run"),
     "linkmap": ("ProcessModel",),
 }

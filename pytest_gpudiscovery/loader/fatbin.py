@@ -31,13 +31,11 @@ BATCH = 1 << 20  # bytes per read while searching
 # AHEAD bytes are read at once, after a long one only what is needed.
 NEAR, AHEAD = 1 << 12, 1 << 14
 HEADERS = CONTAINER.size + ENTRY.size
-OVERLAP = 512  # bytes; longer than any list of architectures
 PF_X = 1
 
 PTX, ELF = "ptx", "elf"
 KINDS = {1: PTX, 2: ELF}
 FLAG_LZ4, FLAG_ZSTD, FLAG_ARCH, FLAG_FAMILY = 0x2000, 0x8000, 0x100000, 0x200000
-CONSTANTS = 1 << 26  # bytes of constants that are searched for the compiled list
 LIBRARY_SECTIONS = {b".nv_fatbin": False, b"__nv_relfatbin": True}
 
 
@@ -82,15 +80,35 @@ class Images:
         return tuple(image for container in self.containers for image in container)
 
     @property
+    def alike(self) -> list[tuple[tuple[Image, ...], int]]:
+        """The distinct containers in file order, each with how often it comes: some 20 of libcublasLt.so's 2800."""
+        first: dict[tuple[int, ...], tuple[Image, ...]] = {}
+        numbers: dict[tuple[int, ...], int] = {}
+        for container in self.containers:
+            key = tuple(map(id, container))  # equal images are one object, and hashing one costs more
+            first.setdefault(key, container)
+            numbers[key] = numbers.get(key, 0) + 1
+        return [(container, numbers[key]) for key, container in first.items()]
+
+    @property
+    def distinct(self) -> dict[Image, int]:
+        """The distinct images in file order, each with how often it comes."""
+        counted: dict[Image, int] = {}
+        for container, number in self.alike:
+            for image in container:
+                counted[image] = counted.get(image, 0) + number
+        return counted
+
+    @property
     def targets(self) -> tuple[str, ...]:
         """The distinct targets, SASS first, by number."""
-        distinct = {(image.kind != ELF, image.sm, image.suffix, image.target) for image in set(self.images)}
+        distinct = {(image.kind != ELF, image.sm, image.suffix, image.target) for image in self.distinct}
         return tuple(target for *_, target in sorted(distinct))
 
     @property
     def compressions(self) -> tuple[str, ...]:
         """The kinds of compression used."""
-        return tuple(sorted({image.compression for image in set(self.images)} - {""}))
+        return tuple(sorted({image.compression for image in self.distinct} - {""}))
 
 
 def read_images(path: str, *, root: str | None = None) -> Images:
@@ -111,7 +129,7 @@ def read_images(path: str, *, root: str | None = None) -> Images:
     return Images(path, tuple(reader.containers), reader.found_by, problem)
 
 
-def _header(file: File) -> tuple[int, ...] | str:
+def read_header(file: File) -> tuple[int, ...] | str:
     """Return the fields after e_ident, or why this is no file with device code."""
     ident = file.read(0, 16)
     fields = file.unpack(HEADER, 0)
@@ -122,7 +140,7 @@ def _header(file: File) -> tuple[int, ...] | str:
     return fields
 
 
-def _sections(file: File, header: tuple[int, ...], wanted: dict[bytes, bool]) -> list[tuple[int, int, bool]]:
+def find_sections(file: File, header: tuple[int, ...], wanted: dict[bytes, bool]) -> list[tuple[int, int, bool]]:
     """Return (offset, size, WANTED[name]) of sections; empty where section headers are gone or unusable."""
     start, size, count, names_index = header[6], header[11], header[12], header[13]
     if not start or size != SECTION.size or names_index >= count or start + size * count > file.size:
@@ -163,10 +181,10 @@ class _Reader:
 
     def read(self) -> str:
         """Fill `containers`; return what is wrong, "" if nothing."""
-        header = _header(self.file)
+        header = read_header(self.file)
         if isinstance(header, str):
             return header
-        regions = _sections(self.file, header, LIBRARY_SECTIONS)
+        regions = find_sections(self.file, header, LIBRARY_SECTIONS)
         self.found_by = "sections" if regions else ""
         for offset, size, relocatable in regions[:REGIONS]:
             problem = self._region(offset, offset + size, relocatable)
@@ -249,43 +267,3 @@ class _Reader:
         if len(self._known) < IMAGES_KNOWN:
             self._known[kind, target, flags, relocatable] = image
         return image
-
-
-def read_architectures(path: str, *, root: str | None = None) -> tuple[int, ...]:
-    """Return the SM numbers that ggml was compiled for, from the constants of libggml-cuda.so; () when there is no
-    list.
-
-    nvcc's __CUDA_ARCH_LIST__ is kept there as "500,610,700"; llama-server prints it as "CUDA : ARCHS = 500,610,700".
-    Ollama's eras that compare it drop a device whose architecture it lacks, even where PTX would run. Never raises
-    for content.
-    """
-    try:
-        file = File(Root(root), path)
-    except (Skipped, Refused):
-        return ()
-    try:
-        header = _header(file)
-        if isinstance(header, str):
-            return ()
-        for offset, size, _ in _sections(file, header, {b".rodata": False})[:REGIONS]:
-            end = offset + min(size, CONSTANTS)
-            for at in range(offset, end, BATCH):
-                found = parse_architectures(file.read(at, min(BATCH + OVERLAP, end - at)))
-                if found:
-                    return found
-    except OSError:
-        return ()
-    finally:
-        file.close()
-    return ()
-
-
-def parse_architectures(data: bytes) -> tuple[int, ...]:
-    """Return the SM numbers of the first list "500,610,700" in DATA: a constant of its own, or after "ARCHS = "."""
-    import re  # noqa: PLC0415 (costs more than a whole prediction, and few ask for it)
-
-    for found in re.finditer(rb"\0((?:\d{3,4},){1,63}\d{3,4})\0|ARCHS = ((?:\d{3,4},){0,63}\d{3,4})", data):
-        numbers = [int(part) for part in (found[1] or found[2]).split(b",")]
-        if numbers == sorted(numbers) and all(number % 10 == 0 and number >= 200 for number in numbers):
-            return tuple(number // 10 for number in numbers)
-    return ()

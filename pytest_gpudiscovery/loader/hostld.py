@@ -32,6 +32,8 @@ LEVEL_FLAGS = (
 BANNERS = (b"ld.so (", b"GNU libc", b"GNU C Library")
 BANNER_BYTES = 160
 
+_answers: dict[tuple[str, str | None, int, int, int, int], str] = {}
+
 
 @dataclass(frozen=True)
 class HostLoader:
@@ -64,10 +66,25 @@ def host_loader(
     if "ld-musl" in path:
         raise Refused("musl's loader: recognised, its rules are not glibc's", path, UNSUPPORTED)
     if root.prefix is None:
-        answer = parse_diagnostics(_ask(path, tunables))
+        answer = parse_diagnostics(_answer(path, tunables))
         if "path.system_dirs[0x0]" in answer and "version.version" in answer:
             return _from_diagnostics(path, answer)
     return _from_file(path, root, cpuinfo)
+
+
+def _answer(path: str, tunables: str | None) -> str:
+    """Return the output of PATH --list-diagnostics, asked once in this process as long as the file is the same."""
+    try:
+        seen = os.stat(path)
+    except OSError:
+        return ""
+    key = (path, tunables, seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns)
+    if key not in _answers:
+        text = _ask(path, tunables)
+        if not text:
+            return ""  # perhaps it only was too slow
+        _answers[key] = text
+    return _answers[key]
 
 
 def _ask(path: str, tunables: str | None) -> str:

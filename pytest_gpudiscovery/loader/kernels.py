@@ -128,15 +128,14 @@ def will_run(
     """
     env = env or {}
     forced = env.get("CUDA_FORCE_PTX_JIT", "0") not in ("", "0")
-    held = [[image for image in container if image.kind in (ELF, PTX)] for container in images.containers]
-    held = [container for container in held if container]
-    if not held:
+    held = [([image for image in container if image.kind in (ELF, PTX)], count) for container, count in images.alike]
+    verdicts = [(_container(container, cc, driver_cuda, forced), count) for container, count in held if container]
+    if not verdicts:
         return KernelVerdict(NO_CODE, "", "the library holds no device code", None, 0, 0, False)
-    verdicts = [_container(container, cc, driver_cuda, forced) for container in held]
     order = (NO_IMAGE, PTX_TOO_NEW, JIT, NATIVE)
-    how, target, needs = max(verdicts, key=lambda item: order.index(item[0]))
-    modules = sum(item[0] == JIT for item in verdicts)
-    uncovered = sum(item[0] in (NO_IMAGE, PTX_TOO_NEW) for item in verdicts)
+    how, target, needs = max((verdict for verdict, _ in verdicts), key=lambda item: order.index(item[0]))
+    modules = sum(count for verdict, count in verdicts if verdict[0] == JIT)
+    uncovered = sum(count for verdict, count in verdicts if verdict[0] in (NO_IMAGE, PTX_TOO_NEW))
     eager = env.get("CUDA_MODULE_LOADING", "").upper() == "EAGER" or forced
     stall = eager and modules > 0
     return KernelVerdict(how, target, _reason(how, target, cc, needs), needs, modules, uncovered, stall)

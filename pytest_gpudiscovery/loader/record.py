@@ -11,6 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from dataclasses import dataclass as dataclass  # noqa: PLC0414 (a re-export)
 else:
+    from _operator import attrgetter  # of `operator`, without the import
 
     def dataclass(*, frozen):
         """Make the decorated class a frozen record of its annotated names, in order."""
@@ -37,8 +38,7 @@ else:
             def __setattr__(_self, name, _value):
                 raise AttributeError(f"{cls.__name__}.{name} cannot be assigned: the record is frozen")
 
-            def key(self):
-                return tuple(getattr(self, name) for name in names)
+            key = attrgetter(*names)  # a fifth of the time of a generator; libcublasLt.so has 5000 images to count
 
             cls.__init__ = __init__
             cls.__setattr__ = __setattr__

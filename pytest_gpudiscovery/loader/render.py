@@ -24,18 +24,20 @@ def closure_json(closure: Closure) -> dict[str, object]:
 
 def images_json(images: Images, verdict: KernelVerdict | None = None) -> dict[str, object]:
     """Return IMAGES counted by kind, and the verdict if there is one."""
-    counted: dict[object, int] = {}
-    for image in images.images:
-        counted[image] = counted.get(image, 0) + 1
     return {
         "path": images.path,
         "containers": len(images.containers),
         "found_by": images.found_by,
         "problem": images.problem,
         "targets": list(images.targets),
-        "images": [{**_fields(image), "count": count} for image, count in counted.items()],
-        "verdict": None if verdict is None else {**_fields(verdict), "runs": verdict.runs},
+        "images": [{**_fields(image), "count": count} for image, count in images.distinct.items()],
+        "verdict": None if verdict is None else verdict_json(verdict),
     }
+
+
+def verdict_json(verdict: KernelVerdict) -> dict[str, object]:
+    """Return VERDICT as a plain dict, with the derived answer beside the facts."""
+    return {**_fields(verdict), "runs": verdict.runs}
 
 
 def _fields(record: object) -> dict[str, object]:

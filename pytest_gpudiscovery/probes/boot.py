@@ -88,7 +88,8 @@ def main(payload: "dict[str, Any]") -> None:
         del os.environ[name]  # Python's own locale coercion sets LC_CTYPE
     check_age(payload)
     compiled = payload["magic"] == sys.modules["_frozen_importlib_external"].MAGIC_NUMBER
-    sys.meta_path.insert(0, Shipped(payload["sources"], compiled))
+    sources = marshal.loads(payload["sources"])  # noqa: S302
+    sys.meta_path.insert(0, Shipped(sources, compiled))
     from pytest_gpudiscovery.probes import setup  # noqa: PLC0415 - served by the line above
     from pytest_gpudiscovery.probes.journal import Journal  # noqa: PLC0415
 

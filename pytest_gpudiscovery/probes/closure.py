@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from pytest_gpudiscovery.loader import fatbin, kernels, predict, render
+from pytest_gpudiscovery.loader import fatbin, kernels, predict, read_architectures, render
 from pytest_gpudiscovery.loader.closure import Closure
 from pytest_gpudiscovery.loader.files import Root
 from pytest_gpudiscovery.loader.linkmap import ProcessModel
@@ -202,7 +202,7 @@ def device_code(
     for path in dict.fromkeys((backend, *paths)):
         with journal.step(f"read the device code of {path}") as step:
             images = fatbin.read_images(place.host(path))
-            step.result = images.problem or len(images.images)
+            step.result = images.problem or sum(map(len, images.containers))
         entry = {**render.images_json(images), "path": path}
         entry.pop("verdict")
         verdicts: list[dict[str, Any]] = []
@@ -213,11 +213,11 @@ def device_code(
             floor = None
             if request["driver"] and runtime:
                 floor = kernels.driver_floor(images, runtime, _pair(request["driver"]) or (0, 0), capability)
-            said = render.images_json(images, verdict)["verdict"]
+            said = render.verdict_json(verdict)
             verdicts.append({"cc": list(capability), "verdict": said, "driver_floor": floor})
         if path == backend:
             with journal.step(f"read the compiled architectures of {path}"):
-                entry["architectures"] = list(fatbin.read_architectures(place.host(path)))
+                entry["architectures"] = list(read_architectures(place.host(path)))
         found.append(entry)
     return found
 
@@ -295,7 +295,7 @@ def fatbin_of(request: dict[str, Any], journal: Journal) -> dict[str, Any]:
     path = os.path.join(request["cwd"], request["library"])
     with journal.step(f"read {path}"):
         images = fatbin.read_images(path)
-        architectures = fatbin.read_architectures(path)
+        architectures = read_architectures(path)
     capability, verdict = _pair(request["cc"]), None
     readable = bool(images.images) or not images.problem
     if capability is not None and readable:

@@ -45,12 +45,12 @@ ERA_A = "Ollama up to 0.12.3 discovers in the server itself: `gpu-discovery expl
 def plan(
     context: RunContext, prior: Mapping[str, StageRecord], results: Mapping[str, ChildResult]
 ) -> tuple[str, Probe] | None:
-    """Ask where llama-server lies, then for one directory after another, then for the second pass."""
+    """Ask where llama-server lies if this Ollama may need one, then each directory, then the second pass."""
     package = mapping(prior["package"].facts if "package" in prior else None)
     binary, lib = string(package.get("binary")), string(package.get("lib_dir"))
     if binary is None or lib is None:
         return None
-    if LAYOUT not in results:
+    if LAYOUT not in results and protocol.of(package, newer=True).era == protocol.LLAMA_SERVER:
         here = posixpath.dirname(binary)
         servers = [lib, posixpath.normpath(f"{here}/../lib/ollama"), f"{here}/build/lib/ollama"]
         places = [f"{place}/llama-server" for place in dict.fromkeys(servers)]
@@ -122,11 +122,11 @@ def judge(given: StageInput) -> Judgement:
     package = given.facts("package")
     if string(package.get("binary")) is None or string(package.get("lib_dir")) is None:
         return _nothing(NO_OLLAMA)
-    if given.results.get(LAYOUT) is None:
-        return Judgement((unknown("P90", "nothing was started"),), "nothing was started")
     how = protocol_of(package, given.results)
     if how.era == protocol.SERVER_ITSELF:
         return _nothing(ERA_A)
+    if not given.results:
+        return Judgement((unknown("P90", "nothing was started"),), "nothing was started")
     if how.era == protocol.LLAMA_SERVER and (early := _early(given, package)) is not None:
         return early
     passes = bootstrap_passes.judge(given, package, how)

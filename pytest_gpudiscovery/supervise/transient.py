@@ -14,6 +14,7 @@ import signal
 from collections.abc import Sequence
 
 from pytest_gpudiscovery.probes import private
+from pytest_gpudiscovery.supervise.payload import RUN
 
 PROGRAM = "/usr/bin/systemd-run"
 ROOTS = ("/sys/fs/cgroup", "/sys/fs/cgroup/unified", "/sys/fs/cgroup/systemd")  # v2; hybrid; v1
@@ -22,10 +23,7 @@ BOUNDING = "CapabilityBoundingSet"
 MKNOD = "CAP_MKNOD"
 # The first interpreter has no environment of the service's: the full one comes with the exec that follows, so that no
 # variable passes through systemd, where everybody could read it.
-STUB = (
-    "import os,marshal;os.dup2(1,3);os.dup2(2,1);P=marshal.loads(os.pread(0,os.fstat(0).st_size,0));"
-    "G={'__name__':'boot'};exec(compile(P['boot'],P['boot_file'],'exec'),G);G['main'](P)"
-)
+STUB = "import os,sys,marshal;os.dup2(1,3);os.dup2(2,1);P=marshal.loads(os.pread(0,os.fstat(0).st_size,0));" + RUN
 AFTER_DEADLINE_S = 10  # what RuntimeMaxSec= gives beyond the deadline
 ENDED = re.compile(r"^Main processes terminated with: code=(\w+)/status=(\w+)\s*$", re.MULTILINE)
 OWN = (

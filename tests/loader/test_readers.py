@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import resource
 import shutil
 import struct
@@ -15,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pytest_gpudiscovery.loader import predict, read_architectures, read_images
+from pytest_gpudiscovery.loader.architectures import parse_architectures
 from pytest_gpudiscovery.loader.elf import Elf
-from pytest_gpudiscovery.loader.fatbin import parse_architectures
 from pytest_gpudiscovery.loader.files import CHUNK, File, Root
 from pytest_gpudiscovery.loader.hostld import host_loader, legacy_subdirectories, parse_diagnostics
 from pytest_gpudiscovery.loader.ldsocache import Cache, compare_names
@@ -369,6 +370,25 @@ def test_the_innermost_and_latest_mount_counts(tmp_path: Path) -> None:
         "9p",
         "cifs",
     ]
+
+
+LISTS = re.compile(rb"\0((?:\d{3,4},){1,63}\d{3,4})(?=\0)|ARCHS = ((?:\d{3,4},){0,63}\d{3,4})")
+
+
+@given(
+    st.lists(
+        st.sampled_from([b"\0", b"0,", b"500", b"610,", b"7", b"900", b"1200", b",", b"ARCHS = ", b"x"]), max_size=40
+    )
+)
+def test_the_quick_search_for_architectures_finds_what_a_regular_expression_does(parts: list[bytes]) -> None:
+    data = b"".join(parts)
+    expected: tuple[int, ...] = ()
+    for found in LISTS.finditer(data):
+        numbers = [int(part) for part in (found[1] or found[2]).split(b",")]
+        if numbers == sorted(numbers) and all(number % 10 == 0 and number >= 200 for number in numbers):
+            expected = tuple(number // 10 for number in numbers)
+            break
+    assert parse_architectures(data) == expected
 
 
 def test_architectures_of_no_library() -> None:

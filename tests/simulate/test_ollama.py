@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pytest_gpudiscovery import context
 from pytest_gpudiscovery.loader import fatbin as reader
-from pytest_gpudiscovery.loader import predict
+from pytest_gpudiscovery.loader import predict, read_architectures
 from pytest_gpudiscovery.loader.linkmap import ProcessModel
 from pytest_gpudiscovery.options import Settings
 from pytest_gpudiscovery.probes.host import open_view
@@ -109,7 +109,7 @@ def test_device_code_as_the_release_is_built(make: Make, text: str, release: obj
         assert sorted(found.targets) == sorted(set(code.targets))
         assert found.compressions == ((code.compression,) if code.compression else ())
         listed = [int(number) // 10 for number in code.architectures.split(",")]
-        assert list(reader.read_architectures(path)) == listed
+        assert list(read_architectures(path)) == listed
         for name in ("libcublas", "libcublasLt"):
             blas = reader.read_images(f"{lib}/cuda_v{major}/{name}.so.{major}")
             assert (len(blas.containers), sorted(blas.targets)) == (2, sorted(BLAS[major].targets))
