@@ -18,6 +18,10 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # run from a clone
+
+from pytest_gpudiscovery.probes.driver import MANAGED_BYTES, PTX, THREADS, WORDS
+
 SUM_LIMIT, TORCH_LIMIT = 2.5, 0.4
 START = ""
 NVML = """
@@ -26,13 +30,28 @@ lib = ctypes.CDLL("libnvidia-ml.so.1"); n = ctypes.c_uint()
 assert lib.nvmlInit_v2() == 0 and lib.nvmlDeviceGetCount_v2(ctypes.byref(n)) == 0
 lib.nvmlShutdown()
 """
-DRIVER = """
+DRIVER = f"""
 import ctypes
-lib = ctypes.CDLL("libcuda.so.1"); ctx = ctypes.c_void_p(); p = ctypes.c_uint64()
-assert lib.cuInit(0) == 0
-assert lib.cuDevicePrimaryCtxRetain(ctypes.byref(ctx), 0) == 0
-lib.cuCtxSetCurrent(ctx); lib.cuMemAlloc_v2(ctypes.byref(p), ctypes.c_size_t(1 << 18)); lib.cuMemFree_v2(p)
-lib.cuDevicePrimaryCtxRelease_v2(0)
+lib = ctypes.CDLL("libcuda.so.1"); n, p, word = ctypes.c_int(), ctypes.c_uint64(), ctypes.c_uint32 * {WORDS}
+context, module, function = ctypes.c_void_p(), ctypes.c_void_p(), ctypes.c_void_p()
+size, data, count, none = ctypes.c_size_t({WORDS * 4}), word(), ctypes.c_uint32({WORDS}), ctypes.c_void_p()
+image = ctypes.create_string_buffer({PTX.format(version="6.3", target="sm_75").encode()!r})
+parameters = (ctypes.c_void_p * 2)(ctypes.addressof(p), ctypes.addressof(count))
+assert lib.cuInit(0) == 0 and lib.cuDeviceGetCount(ctypes.byref(n)) == 0
+for device in range(n.value):
+    assert lib.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) == 0
+    lib.cuCtxSetCurrent(context)
+    assert lib.cuMemAlloc_v2(ctypes.byref(p), size) == 0
+    assert lib.cuMemcpyHtoD_v2(p, data, size) == 0 and lib.cuMemcpyDtoH_v2(data, p, size) == 0
+    assert lib.cuModuleLoadData(ctypes.byref(module), image) == 0
+    assert lib.cuModuleGetFunction(ctypes.byref(function), module, b"gate_kernel") == 0
+    shape = [ctypes.c_uint(value) for value in ({WORDS // THREADS}, 1, 1, {THREADS}, 1, 1, 0)]
+    assert lib.cuLaunchKernel(function, *shape, none, parameters, none) == 0 and lib.cuCtxSynchronize() == 0
+    assert lib.cuMemcpyDtoH_v2(data, p, size) == 0
+    lib.cuModuleUnload(module); lib.cuMemFree_v2(p)
+    if lib.cuMemAllocManaged(ctypes.byref(p), ctypes.c_size_t({MANAGED_BYTES}), ctypes.c_uint(1)) == 0:
+        ctypes.memset(p.value, 1, {MANAGED_BYTES}); lib.cuMemFree_v2(p)
+    lib.cuDevicePrimaryCtxRelease_v2(device)
 """
 RUNTIME = """
 import ctypes
