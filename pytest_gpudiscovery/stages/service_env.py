@@ -92,10 +92,10 @@ def _odd(said: visible.Visible, left: visible.Left) -> list[Check]:
     """Return the finding that CUDA reads the list otherwise than it looks; white space behind an entry is harmless."""
     odd = next((entry.odd for entry in left.read if entry.odd), "")
     if said.too_long:
-        odd = f"{len(str(said.value))} characters are too many, the value is ignored"
+        odd = f"too long, {len(str(said.value))} characters: ignored"
     if not odd:
         return []
-    facts = {"value": visible.clip(str(said.value), 20), "odd": odd}
+    facts = {"value": visible.clip(str(said.value), 16), "odd": odd}
     return [found("service.env.cuda_visible_devices_odd", facts, expected="numbers or UUIDs", observed=said.value)]
 
 
