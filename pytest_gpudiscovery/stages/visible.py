@@ -45,16 +45,17 @@ class Entry:
     number: int | None = None
     digits: str = ""
     mig: bool = False
+    cut: bool = False  # the number is what 64 and then 32 bits left of a longer one
     rest: str = ""  # what stands behind, and is ignored
 
     @property
     def odd(self) -> str:
         """How CUDA reads the entry otherwise than it looks; empty where it does not."""
-        means = f"the UUID {self.digits}" if self.number is None else str(self.number)
         if self.rest.strip(_BLANKS):
-            return f"{clip(self.text)!r} is read as {means}, what follows is ignored"
-        if self.number is not None and int(self.text.strip(_BLANKS)) != self.number:
-            return f"{clip(self.text)!r} is cut to 32 bits and read as {means}"
+            means = "" if self.number is None else f" is read as {self.number}"
+            return f"{clip(self.text)!r}{means or ' is a UUID'}, what follows is ignored"
+        if self.cut:
+            return f"{clip(self.text)!r} is cut to 32 bits and read as {self.number}"
         return ""
 
 
@@ -123,11 +124,13 @@ def _number(text: str) -> Entry | None:
     match = _NUMBER.match(text)
     if match is None:
         return None
-    number = min(int(match[2]), _MAXIMUM)
-    if match[1] == "-" and int(match[2]) <= _MAXIMUM:
-        number = -number
+    written = int(match[2].lstrip("0")[:24] or "0")  # more digits are beyond 64 bits all the same
+    number = min(written, _MAXIMUM)
+    if match[1] == "-":
+        written = -written
+        number = number if written < -_MAXIMUM else -number
     number &= 0xFFFFFFFF
-    return Entry(text, number, rest=text[match.end() :]) if number < MOST else None
+    return Entry(text, number, cut=number != written, rest=text[match.end() :]) if number < MOST else None
 
 
 def _uuid(text: str) -> Entry | None:

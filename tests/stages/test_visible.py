@@ -81,7 +81,7 @@ def test_any_value_on_any_host(value: str, host: list[list[str | None]], mig: bo
         ("0\xa0", "is read as 0, what follows is ignored"),
         ("4294967297", "'4294967297' is cut to 32 bits and read as 1"),
         ("-4294967295", "'-4294967295' is cut to 32 bits and read as 1"),
-        (recorded_visible.UUIDS[0] + "x", "what follows is ignored"),
+        (recorded_visible.UUIDS[0] + "x", "is a UUID, what follows is ignored"),
         *(
             (text, "")
             for text in ("0", "00", "+1", "-0", " 0", "0 ", "0\r\n", "GPU-B7-c", recorded_visible.UUIDS[0] + " ")

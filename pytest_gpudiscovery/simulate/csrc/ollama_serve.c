@@ -162,7 +162,7 @@ static size_t overlap(struct found *devices, size_t count)
     return kept;
 }
 
-/* CUDA_VISIBLE_DEVICES as Ollama's own configuration reads it (v0.16.3:envconfig/config.go:340-342): without white space
+/* CUDA_VISIBLE_DEVICES as Ollama configures itself by it (v0.16.3:envconfig/config.go:340-342): without white space
  * and then quotes around it. Its children get the variable as it is. */
 static const char *overridden(char *to, size_t room)
 {
