@@ -313,9 +313,13 @@ def _context() -> list[Case]:
     no_permission = blocked("kernel", NODE + "no_permission")
     missing, unusable = fine("service.preload.missing"), fine("service.preload.unusable")
     few, tmp = fine("service.limit.descriptors_few"), fine("loopback.tmp.missing")
+    twice = blocked("service", "service.env.cuda_visible_devices_twice")
+    order = blocked("service", "service.env.cuda_device_order")
     listed = "mkdir -p $W; echo this is no library >$W/text.so"
     return [
         Case("CUDA_VISIBLE_DEVICES='-1'", blocked(*HIDES), blocked(*HIDES), env={"CUDA_VISIBLE_DEVICES": "-1"}),
+        Case("CUDA_VISIBLE_DEVICES='0,0'", twice, twice, env={"CUDA_VISIBLE_DEVICES": "0,0"}),
+        Case("CUDA_DEVICE_ORDER=''", order, order, env={"CUDA_DEVICE_ORDER": ""}),
         Case("nvidiactl 0600", fine(), no_permission, "dev ''; chmod 600 /dev/nvidiactl"),
         Case("LD_PRELOAD of no file", missing, missing, env={"LD_PRELOAD": "/nonexistent/libgone.so"}),
         Case("LD_PRELOAD of a text file", unusable, unusable, listed, env={"LD_PRELOAD": f"{WORK}/ns/text.so"}),

@@ -145,6 +145,7 @@ def cases(names: list[str]) -> list[Case]:
 
 def _environment(name: str) -> list[Case]:
     hides = ("service.env.cuda_visible_devices_hides_all",)
+    twice, order = ("service.env.cuda_visible_devices_twice",), ("service.env.cuda_device_order",)
     one = "GPU-deadbeef-0000-4000-8000-000000000000"
     preload = {"LD_PRELOAD": str(WORK / "cuinit999.so")}
     directory = ("service.env.ollama_llm_library",)
@@ -153,6 +154,9 @@ def _environment(name: str) -> list[Case]:
         Case(name, "CUDA_VISIBLE_DEVICES of no GPU", "cpu", hides, env={"CUDA_VISIBLE_DEVICES": one}),
         Case(name, "CUDA_VISIBLE_DEVICES of no MIG", "cpu", hides, env={"CUDA_VISIBLE_DEVICES": "MIG-" + one[4:]}),
         Case(name, "CUDA_VISIBLE_DEVICES=0", "gpu", env={"CUDA_VISIBLE_DEVICES": "0"}),
+        Case(name, "CUDA_VISIBLE_DEVICES=0x1", "gpu", env={"CUDA_VISIBLE_DEVICES": "0x1"}),  # read as 0
+        Case(name, "CUDA_VISIBLE_DEVICES=0,0", "cpu", twice, env={"CUDA_VISIBLE_DEVICES": "0,0"}),
+        Case(name, "CUDA_DEVICE_ORDER=pci_bus_id", "cpu", order, env={"CUDA_DEVICE_ORDER": "pci_bus_id"}),
         # The CUDA runtime asks libcuda itself: an interposed cuInit is not called, and Ollama keeps the GPU.
         Case(name, "LD_PRELOAD whose cuInit answers 999", "gpu", env=preload),
         Case(name, "OLLAMA_LLM_LIBRARY of no directory", "cpu", directory, env={"OLLAMA_LLM_LIBRARY": "cuda_v99"}),
@@ -162,11 +166,13 @@ def _environment(name: str) -> list[Case]:
 
 def _files(name: str) -> list[Case]:
     base = ("closure.base.missing",)
+    # Its directory stays; with nothing else in it there is no directory for a GPU at all.
+    none = ("package.gpu_dir.incomplete", "package.gpu_dir.missing")
     rows = [
         Case(name, "libggml-cuda.so is cut off", "cpu", ("package.library.truncated",), cut),
         Case(name, "libggml-cuda.so is a git-lfs pointer", "cpu", ("package.library.not_elf",), lfs),
         Case(name, "libggml-cuda.so is for AArch64", "cpu", ("package.library.foreign",), arm),
-        Case(name, "no libggml-cuda.so", "cpu", ("package.gpu_dir.missing",), gone("*/libggml-cuda.so")),
+        Case(name, "no libggml-cuda.so", "cpu", none, gone("*/libggml-cuda.so")),
         Case(name, "libcudart is another library", "cpu", (), foreign_runtime),
         Case(name, "unreadable libggml-cuda.so", "cpu", ("package.library.unreadable",), private, as_nobody=True),
         Case(name, "lib/ollama mounted noexec", "", ("package.mount.noexec",), before=(NOEXEC,)),

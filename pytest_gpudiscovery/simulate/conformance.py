@@ -12,6 +12,7 @@ import argparse
 import glob
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -59,11 +60,13 @@ def run_row(row: Row, identity: str, *, real: bool, directory: str) -> Cell:
     if real:
         steps = [*row.steps, *row.both]
         runtimes = sorted(glob.glob("/usr/local/cuda*/targets/*/lib/libcudart.so.1?"))
+        told = glob.glob("/proc/driver/nvidia/gpus/*/information")
     else:
         spec = simulate.parse("h100" + (f":{row.fault}" if row.fault else ""))
         host = simulate.prepare(spec, directory)
         env |= host.env
         runtimes = ["libcudart.so.13"]
+        told = [os.path.join(host.directory, "sim.conf")]
     request = {
         "private": real,
         "steps": steps,
@@ -71,8 +74,16 @@ def run_row(row: Row, identity: str, *, real: bool, directory: str) -> Cell:
         "libcuda": "libcuda.so.1",
         "cudart": [*runtimes, "libcudart.so.13", "libcudart.so.12"],
     }
-    said, problem = _child(request, {**env, **row.env})
+    digits = _uuid(told) if any("{digits}" in value for value in row.env.values()) else ""
+    own = {name: value.replace("{digits}", digits) for name, value in row.env.items()}
+    said, problem = _child(request, {**env, **own})
     return Cell(row.name, identity, expected, said, problem)
+
+
+def _uuid(paths: list[str]) -> str:
+    """Return the UUID of the GPU that one of the files PATHS tells, without GPU-; "none" where none does."""
+    found = (re.search(r"GPU-([0-9a-f-]{36})", Path(path).read_text(encoding="utf-8")) for path in paths)
+    return next((match[1] for match in found if match), "none")
 
 
 def _child(request: dict[str, Any], env: dict[str, str]) -> tuple[dict[str, Any] | None, str]:

@@ -48,7 +48,8 @@ GPU_CLOSED: Answers = {"nvmlInit": 0, "nvmlCount": 0, "cuInit": 100, "cudaGetDev
 class Row:
     """One row. `steps` are done in the child's own namespaces on a real host (conformance_child.py), `fault` is their
     likeness in the simulation; `both` are steps that are really done in either. `expected` is by identity; an identity
-    that is not there was not measured: what the host says is shown and not judged.
+    that is not there was not measured: what the host says is shown and not judged. `{digits}` in a value of `env` is
+    the UUID of the GPU without GPU-.
     """
 
     name: str
@@ -64,13 +65,32 @@ def everybody(answers: Answers) -> Mapping[str, Answers]:
     return dict.fromkeys(IDENTITIES, answers)
 
 
+# What the runtime makes of 101 was not measured with these rows.
+NONE_LEFT: Answers = {"nvmlInit": 0, "nvmlCount": 1, "nvmlHandle": 0, "cuInit": 101}
+
+
 def _visible() -> list[Row]:
-    values = {"empty": "", "7": "7"}
-    values |= {"a UUID of no GPU here": "GPU-00000000-1111-4000-8000-0000000000ff"}
-    values |= {"a UUID of no MIG instance here": "MIG-00000000-1111-4000-8000-0000000000ff"}
-    return [
-        Row(f"CUDA_VISIBLE_DEVICES is {text}", everybody(nvml_but(100)), env={"CUDA_VISIBLE_DEVICES": value})
-        for text, value in values.items()
+    """What is read of CUDA_VISIBLE_DEVICES, and of CUDA_DEVICE_ORDER; all of it: stages/visible.py."""
+    hidden = nvml_but(100)
+    values: dict[str, tuple[str, Answers]] = {
+        "empty": ("", hidden),
+        "7": ("7", hidden),
+        "a UUID of no GPU here": ("GPU-00000000-1111-4000-8000-0000000000ff", hidden),
+        "a UUID of no MIG instance here": ("MIG-00000000-1111-4000-8000-0000000000ff", hidden),
+        "the UUID": ("GPU-{digits}", HEALTHY),
+        "the UUID, gpu- in lower case": ("gpu-{digits}", hidden),
+        "the UUID behind a blank": (" GPU-{digits}", hidden),
+        "0x1": ("0x1", HEALTHY),
+        "0,0": ("0,0", NONE_LEFT),
+    }
+    rows = [
+        Row(f"CUDA_VISIBLE_DEVICES is {text}", everybody(answers), env={"CUDA_VISIBLE_DEVICES": value})
+        for text, (value, answers) in values.items()
+    ]
+    orders = {"empty": "", "pci_bus_id": "pci_bus_id"}
+    return rows + [
+        Row(f"CUDA_DEVICE_ORDER is {text}", everybody(NONE_LEFT), env={"CUDA_DEVICE_ORDER": value})
+        for text, value in orders.items()
     ]
 
 

@@ -32,6 +32,7 @@ def faults() -> list[Fault]:
             "CUDA_VISIBLE_DEVICES is the UUID of the first GPU (healthy)",
             c.first_uuid("CUDA_VISIBLE_DEVICES"),
         ),
+        *_lists(),
         environment(
             "env.mps_pipe",
             "CUDA_MPS_PIPE_DIRECTORY names a directory that is not there (healthy)",
@@ -67,6 +68,40 @@ def faults() -> list[Fault]:
             value="5",
         ),
     ]
+
+
+def _lists() -> list[Fault]:
+    """Return values that CUDA reads otherwise than they look, or not at all; measured: stages/visible.py."""
+    name = "CUDA_VISIBLE_DEVICES"
+    return [
+        environment("env.cuda_visible_devices_twice", f"{name} names the first GPU twice", _list("0,0")),
+        environment(
+            "env.cuda_visible_devices.spelled_twice",
+            f"{name} names the first GPU twice, by its UUID and the beginning of that",
+            _list("GPU-{digits:.8},GPU-{digits}"),
+        ),
+        environment("env.cuda_visible_devices.trailing", f"{name}=0x1, which is read as 0", _list("0x1")),
+        environment(
+            "env.cuda_visible_devices.lower_prefix",
+            f"{name} is the UUID with gpu- in lower case",
+            _list("gpu-{digits}"),
+        ),
+        environment(
+            "env.cuda_visible_devices.blank_uuid", f"{name} is the UUID behind a blank", _list(" GPU-{digits}")
+        ),
+        environment("env.cuda_visible_devices.too_long", f"{name} is 0 and 3000 commas", _list("0" + 3000 * ",")),
+        environment(
+            "env.cuda_device_order_wrong",
+            "CUDA_DEVICE_ORDER=VALUE, none of its two words",
+            c.env(CUDA_DEVICE_ORDER="{value}"),
+            value="pci_bus_id",
+        ),
+    ]
+
+
+def _list(text: str) -> c.Change:
+    """Set CUDA_VISIBLE_DEVICES; `{digits}` is the UUID of the first GPU without GPU-."""
+    return lambda world, _: world.env.update({"CUDA_VISIBLE_DEVICES": text.format(digits=world.conf["gpu.0.uuid"][4:])})
 
 
 def _tmp(world: World, _: str) -> None:

@@ -52,11 +52,6 @@ def faults() -> list[Fault]:
             c.env(CUDA_DISABLE_PTX_JIT="{value}"),
             value="1",
         ),
-        environment(
-            "env.cuda_visible_devices_twice",
-            "CUDA_VISIBLE_DEVICES names the first GPU twice",
-            c.env(CUDA_VISIBLE_DEVICES="0,0"),
-        ),
     ]
 
 

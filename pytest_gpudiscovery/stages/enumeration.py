@@ -81,7 +81,7 @@ def _absent(
     nodes: Mapping[str, Any],
 ) -> list[Check]:
     """The GPUs that NVML or sysfs shows and CUDA does not."""
-    left = visibility.left(visible, [row.views["nvml"] for row in rows if "nvml" in row.views], env)
+    left = visibility.addresses(visible, [row.views["nvml"] for row in rows if "nvml" in row.views], env)
     found_elsewhere = {uuid(row.views["cuda"].get("uuid")) for row in seen}
     nvml_told = any("nvml" in row.views for row in rows)
     checks = []

@@ -156,7 +156,7 @@ def expected(given: StageInput) -> Expected:
             for gpu in objects(given.facts(stage).get("gpus"))
         ]
         if gpus:
-            shown = visible.left(visible.parse(given.context.env), gpus, given.context.env)
+            shown = visible.addresses(visible.parse(given.context.env), gpus, given.context.env)
             if shown is None:
                 return Expected(None, stage)
             return Expected(tuple(gpu for gpu in gpus if str(gpu.get("pci")).lower() in shown), stage)

@@ -1,8 +1,4 @@
-"""Judges the environment variables that change discovery (P13, P14, P15, P80), as far as they tell without a driver.
-
-CUDA reads CUDA_VISIBLE_DEVICES from left to right and stops at the first entry that it does not understand or that
-names no GPU: everything from there on is hidden (CUDA C++ Programming Guide, CUDA environment variables).
-"""
+"""Judges the environment variables that change discovery (P13, P14, P15, P80), as far as they tell without a driver."""
 
 from __future__ import annotations
 
@@ -10,41 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pytest_gpudiscovery.model import Check, Kind
+from pytest_gpudiscovery.stages import visible
 from pytest_gpudiscovery.stages.closure_kernels import JIT_OFF, jit_disabled
 from pytest_gpudiscovery.stages.directories import jetpack, variable
 from pytest_gpudiscovery.stages.spec import found, not_applicable, passed, unknown
-from pytest_gpudiscovery.stages.visible import Visible, parse
 
 TRACE = "2"  # OLLAMA_DEBUG: the only value that shows the child's output
 # Values of NVIDIA_VISIBLE_DEVICES that inject no GPU. Not "void": the CDI mode sets it and injects by another way.
 CONTAINER_NONE = ("", "none")
 NO_OLLAMA = "there is no Ollama on this host"
-
-
-def left(visible: Visible, uuids: Sequence[str | None], mig: bool | None) -> tuple[int | None, str]:
-    """Return how many GPUs VISIBLE leaves (None: only the driver can tell) and why not more.
-
-    UUIDS are those of the host's GPUs, None for one that does not say; [] when the GPUs are not known. MIG says
-    whether the host has MIG instances, None when that is hidden.
-    """
-    if visible.hides_everything:
-        return 0, "the variable is set and empty" if not visible.value else f"entry {visible.ended_at!r} is no GPU"
-    if mig or (mig is None and any(name.startswith("mig-") for name in visible.uuids)):
-        return None, "MIG instances are counted, which only the driver knows"
-    if not uuids or (visible.uuids and None in uuids):
-        return None, "the GPUs of this host are not known yet"
-    shown = 0
-    for index in visible.indices:
-        if index >= len(uuids):
-            return shown, f"entry {str(index)!r} is beyond the {len(uuids)} GPU(s) of this host"
-        shown += 1
-    for name in visible.uuids:
-        if name.startswith("mig-"):
-            return shown, f"entry {name!r} is a MIG instance, of which this host has none"
-        if sum(str(uuid).lower().startswith(name) for uuid in uuids) != 1:
-            return shown, f"entry {name!r} is the beginning of no GPU's UUID, or of several"
-        shown += 1
-    return shown, "every entry names a GPU"
 
 
 def judge_environment(seen: Mapping[str, Any], env: Mapping[str, str], package: Mapping[str, Any]) -> list[Check]:
@@ -88,37 +58,45 @@ def _visible(seen: Mapping[str, Any], env: Mapping[str, str]) -> list[Check]:
     if container is not None and container.strip().lower() in CONTAINER_NONE and not seen.get("control_node"):
         words = container or '""'
         checks.append(found("service.env.nvidia_visible_devices_none", {"value": words}, observed=container))
-    visible = parse(env)
-    if visible.value is None:
+    if visible.order_is_bad(env):
+        facts = {"value": visible.clip(env[visible.ORDER]) or '""'}
+        expected = ("not set", *visible.ORDERS)
+        checks.append(found("service.env.cuda_device_order", facts, expected=expected, observed=env[visible.ORDER]))
+    said = visible.parse(env)
+    if said.value is None:
         return checks or [passed("P14", reason="CUDA_VISIBLE_DEVICES is not set")]
-    checks += _odd(visible)
     uuids = [gpu.get("uuid") for gpu in seen["gpus"]]
-    shown, reason = left(visible, uuids, seen.get("mig"))
-    value = visible.value
-    facts = {"value": value or '""', "reason": reason, "shown": shown, "count": len(uuids)}
+    return [*checks, *_list(said, uuids, seen.get("mig"))]
+
+
+def _list(said: visible.Visible, uuids: Sequence[str | None], mig: bool | None) -> list[Check]:
+    """Judge CUDA_VISIBLE_DEVICES as SAID on a host whose GPUs have UUIDS."""
+    left = visible.left(said, [[uuid] for uuid in uuids], mig)
+    value = str(said.value)
+    shown = None if left.gpus is None else len(left.gpus)
+    facts = {"value": visible.clip(value) or '""', "reason": left.reason, "shown": shown, "count": len(uuids)}
     if shown is None:
-        checks.append(unknown("P14", f"CUDA_VISIBLE_DEVICES={value}: {reason}", Kind.OBSERVABILITY))
-    elif shown == 0:
-        checks.append(found("service.env.cuda_visible_devices_hides_all", facts, expected="not set", observed=value))
-    elif shown < len(uuids):
-        checks.append(found("service.env.cuda_visible_devices_subset", facts, expected="not set", observed=value))
-    else:
-        checks.append(passed("P14", reason=reason, observed=value))
-    return checks
+        reason = f"CUDA_VISIBLE_DEVICES={facts['value']}: {left.reason}"
+        return [*_odd(said, left), unknown("P14", reason, Kind.OBSERVABILITY)]
+    if left.twice is not None:
+        return [found("service.env.cuda_visible_devices_twice", facts, expected="each GPU once", observed=value)]
+    if shown == 0 and not said.hides_nothing:
+        return [found("service.env.cuda_visible_devices_hides_all", facts, expected="not set", observed=value)]
+    if shown < len(uuids):
+        subset = found("service.env.cuda_visible_devices_subset", facts, expected="not set", observed=value)
+        return [*_odd(said, left), subset]
+    return [*_odd(said, left), passed("P14", reason=left.reason, observed=value)]
 
 
-def _odd(visible: Visible) -> list[Check]:
-    """Return what is suspicious in a list that parses: an entry that comes twice, or one with blanks behind it."""
-    entries = str(visible.value).split(",")
-    words = [entry.strip() for entry in entries if entry.strip()]
-    if len(set(words)) < len(words):
-        odd = "names a GPU twice"
-    elif any(entry.strip() and entry != entry.rstrip() for entry in entries):
-        odd = "has blanks behind an entry"
-    else:
+def _odd(said: visible.Visible, left: visible.Left) -> list[Check]:
+    """Return the finding that CUDA reads the list otherwise than it looks; white space behind an entry is harmless."""
+    odd = next((entry.odd for entry in left.read if entry.odd), "")
+    if said.too_long:
+        odd = f"too long, {len(str(said.value))} characters: ignored"
+    if not odd:
         return []
-    facts = {"value": repr(visible.value), "odd": odd}
-    return [found("service.env.cuda_visible_devices_odd", facts, expected="not set", observed=visible.value)]
+    facts = {"value": visible.clip(str(said.value), 16), "odd": odd}
+    return [found("service.env.cuda_visible_devices_odd", facts, expected="numbers or UUIDs", observed=said.value)]
 
 
 def _jetson(seen: Mapping[str, Any], env: Mapping[str, str], package: Mapping[str, Any]) -> list[Check]:

@@ -36,9 +36,9 @@ def make(tmp_path: Path) -> Make:
 
 
 def run(
-    host: SimulatedHost, code: str, *, env: dict[str, str] | None = None, packages: bool = False
+    host: SimulatedHost, code: str, *, env: dict[str, str] | None = None, packages: bool = False, stdin: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """Run CODE in a child in HOST's environment; PACKAGES lets it import installed ones."""
+    """Run CODE in a child in HOST's environment; PACKAGES lets it import installed ones, STDIN is what it can read."""
     flags = [] if packages else ["-I", "-S"]
     return subprocess.run(
         [sys.executable, *flags, "-c", PRELUDE + code],
@@ -52,12 +52,15 @@ def run(
         timeout=LIMIT_S,
         check=False,
         cwd="/",
+        input=stdin,
     )
 
 
-def ask(host: SimulatedHost, code: str, *, env: dict[str, str] | None = None, packages: bool = False) -> Any:
+def ask(
+    host: SimulatedHost, code: str, *, env: dict[str, str] | None = None, packages: bool = False, stdin: str = ""
+) -> Any:
     """Run CODE as `run` does and return what it said last."""
-    done = run(host, code, env=env, packages=packages)
+    done = run(host, code, env=env, packages=packages, stdin=stdin)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

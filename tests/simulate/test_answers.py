@@ -168,21 +168,6 @@ def test_every_host_can_be_made(make: Make, name: str) -> None:
         assert ask(host, DRIVER)["cuInit"] == 0
 
 
-@pytest.mark.parametrize(
-    ("visible", "count"),
-    [("0", 1), ("1,0", 2), ("0,7,1", 1), (f"GPU-{UUID[:8]}", 1), ("", 0), ("7", 0), ("NoDevFiles", 0), ("-1", 0)],
-)
-def test_visible_devices(make: Make, visible: str, count: int) -> None:
-    said = ask(make("h100x2"), DRIVER, env={"CUDA_VISIBLE_DEVICES": visible})
-    assert said["cuInit"] == (0 if count else 100)
-    assert len(said["devices"]) == count
-
-
-def test_visible_devices_order(make: Make) -> None:
-    said = ask(make("h100x2"), DRIVER, env={"CUDA_VISIBLE_DEVICES": "1,0"})
-    assert [device[1] for device in said["devices"]] == ["0000:00:07.0", "0000:00:06.0"]
-
-
 def test_visible_mig_instance(make: Make) -> None:
     host = make("h100-mig")
     second = "MIG-00000000-0000-4000-9000-000000000001"

@@ -1,4 +1,4 @@
-"""One spelling for addresses and UUIDs, and what CUDA_VISIBLE_DEVICES leaves, over any text."""
+"""One spelling for addresses and UUIDs."""
 
 from __future__ import annotations
 
@@ -8,47 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_gpudiscovery.stages import identity, visible
-from tests.stages.enumeration_views import change, slot, views
+from pytest_gpudiscovery.stages import identity
 from tests.stages.hostile import ANYTHING
-
-
-def test_an_index_among_unlike_gpus_cannot_be_told() -> None:
-    seen = change(change(views(2), "nvml", 0, name="NVIDIA A100"), "driver", 0, name="NVIDIA A100")
-    gpus = seen["nvml"]["gpus"]
-    chosen = visible.parse({"CUDA_VISIBLE_DEVICES": "0"})
-    assert visible.left(chosen, gpus, {}) is None
-    assert visible.left(chosen, gpus, {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}) == {slot(0)}
-
-
-@settings(deadline=None)  # a loaded machine is no failure
-@given(st.text(max_size=40))
-def test_visible_devices_of_any_text(value: str) -> None:
-    parsed = visible.parse({"CUDA_VISIBLE_DEVICES": value})
-    assert parsed.value == value
-    assert parsed.hides_everything == (not parsed.indices and not parsed.uuids)
-    left = visible.left(parsed, views(2)["nvml"]["gpus"], {})
-    assert left is not None
-    assert left <= {slot(0), slot(1)}
-
-
-@pytest.mark.parametrize(
-    ("value", "indices", "uuids", "ended"),
-    [
-        ("", (), (), None),
-        ("-1", (), (), "-1"),
-        ("0, 2", (0, 2), (), None),
-        ("0,-1,1", (0,), (), "-1"),
-        ("none", (), (), "none"),
-        ("GPU-1a,MIG-2B", (), ("gpu-1a", "mig-2b"), None),
-    ],
-)
-def test_visible_devices(value: str, indices: tuple[int, ...], uuids: tuple[str, ...], ended: str | None) -> None:
-    parsed = visible.parse({"CUDA_VISIBLE_DEVICES": value})
-    assert (parsed.indices, parsed.uuids, parsed.ended_at) == (indices, uuids, ended)
-
-
-# --- one spelling ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
  * pointer is a host pointer. One kernel is known by name: gate_kernel(out, n) writes out[i] = i * 3 + 1. */
 #define _GNU_SOURCE
 #include "sim.h"
+#include "visible.h"
 
 #include <dlfcn.h>
 #include <pthread.h>
@@ -108,51 +109,68 @@ static void see_all(void)
     }
 }
 
-/* The list ends at the first name that is no device; nothing is reported. */
-static void see_chosen(const char *variable)
+/* Find the one device that ENTRY names, by number among the COUNT devices of ALL; 0 when there is none, or several.
+ * A MIG- entry with the UUID of a GPU that is not in MIG mode names that GPU: measured once ("MIG-<uuid>,0"). */
+static int find(const struct visible_entry *entry, const struct device *all, int count, struct device *found)
 {
-    struct device all[DEVICES];
-    int all_count, gpu, mig, found;
-    char *copy = strdup(variable), *rest = copy, *name, *end;
+    int gpu, mig, names = 0;
+
+    if (!entry->by_uuid) {
+        if (entry->number >= (unsigned)count)
+            return 0;
+        *found = all[entry->number];
+        return 1;
+    }
+    for (gpu = 0; gpu < sim_gpu_count("cuda"); gpu++) {
+        if (sim_gpu_node(gpu) != SIM_NODE_OK)
+            continue;
+        if (!mig_enabled(gpu)) {
+            if (visible_begins(entry, sim_gpu("cuda", gpu, "uuid")) && sim_number(1, "cuda.matches_uuid")) {
+                *found = (struct device){gpu, -1, {0, 0, 1}};
+                names++;
+            }
+            continue;
+        }
+        for (mig = 0; entry->mig && mig < mig_count(gpu); mig++)
+            if (visible_begins(entry, mig_value(gpu, mig, "uuid"))) {
+                *found = (struct device){gpu, mig, {0, 0, 1}};
+                names++;
+            }
+    }
+    return names == 1;
+}
+
+/* The list ends at the first entry that is no device, and nothing is reported; a device that is named twice is. */
+static int see_chosen(const char *variable)
+{
+    struct device all[DEVICES], found;
+    struct visible_entry entry;
+    int all_count, seen, code = OK, by_uuid = visible_is_uuid(variable);
+    char *copy = strdup(variable), *rest = copy, *name;
 
     see_all();
     all_count = device_count;
     memcpy(all, devices, sizeof all);
     device_count = 0;
-    while (copy && (name = strsep(&rest, ","))) {
-        long index = strtol(name, &end, 10);
-        const char *uuid;
-
-        found = 0;
-        if (*name && !*end && index >= 0 && index < all_count) {
-            see(all[index].gpu, all[index].mig);
-            found = 1;
-        }
-        for (gpu = 0; *name && !found && gpu < sim_gpu_count("cuda"); gpu++) {
-            if (sim_gpu_node(gpu) != SIM_NODE_OK)
-                continue;
-            uuid = sim_gpu("cuda", gpu, "uuid");
-            if (!mig_enabled(gpu) && uuid && !strncmp(name, "GPU-", 4) && !strncmp(name, uuid, strlen(name)) &&
-                sim_number(1, "cuda.matches_uuid")) {
-                see(gpu, -1);
-                found = 1;
-            }
-            for (mig = 0; !found && mig_enabled(gpu) && mig < mig_count(gpu); mig++)
-                if ((uuid = mig_value(gpu, mig, "uuid")) && !strcmp(name, uuid)) {
-                    see(gpu, mig);
-                    found = 1;
-                }
-        }
-        if (!found)
+    while (copy && !code && (name = strsep(&rest, ","))) {
+        if (!visible_read(name, by_uuid, &entry) || !find(&entry, all, all_count, &found))
             break;
+        for (seen = 0; seen < device_count; seen++)
+            if (devices[seen].gpu == found.gpu && devices[seen].mig == found.mig)
+                code = INVALID_DEVICE;
+        see(found.gpu, found.mig);
     }
     free(copy);
+    if (code)
+        device_count = 0;
+    return code;
 }
 
 static int initialise(void)
 {
     const char *chosen = getenv("CUDA_VISIBLE_DEVICES");
     struct rlimit space;
+    int code = OK;
 
     if (!sim_version_matches_module())
         return SYSTEM_DRIVER_MISMATCH;
@@ -162,10 +180,14 @@ static int initialise(void)
         return OUT_OF_MEMORY;
     if (!sim_module_loaded() || sim_node("/dev/nvidiactl") != SIM_NODE_OK || !sim_take_descriptors(DESCRIPTORS, 0))
         return NO_DEVICE;
-    if (chosen)
-        see_chosen(chosen);
+    if (visible_order_is_bad())
+        return INVALID_DEVICE;
+    if (chosen && strlen(chosen) <= VISIBLE_LONGEST)
+        code = see_chosen(chosen);
     else
         see_all();
+    if (code)
+        return code;
     if (!device_count)
         return NO_DEVICE;
     if (!sim_number(0, "uvm.loaded") || sim_node("/dev/nvidia-uvm") != SIM_NODE_OK) {

@@ -162,17 +162,34 @@ static size_t overlap(struct found *devices, size_t count)
     return kept;
 }
 
+/* CUDA_VISIBLE_DEVICES as Ollama configures itself by it (v0.16.3:envconfig/config.go:340-342): without white space
+ * and then quotes around it. Its children get the variable as it is. */
+static const char *overridden(char *to, size_t room)
+{
+    const char *value = getenv("CUDA_VISIBLE_DEVICES");
+    size_t size;
+
+    sim_copy(to, room, value ? value + strspn(value, " \t\n\v\f\r") : "");
+    for (size = strlen(to); size && strchr(" \t\n\v\f\r", to[size - 1]); size--)
+        to[size - 1] = '\0';
+    to += strspn(to, "\"'");
+    for (size = strlen(to); size && strchr("\"'", to[size - 1]); size--)
+        to[size - 1] = '\0';
+    return to;
+}
+
 size_t ollama_discover(struct found *to, size_t room)
 {
     static char names[OLLAMA_DIRECTORIES][OLLAMA_PATH];
     double budget = (double)sim_number(30000, "ollama.budget") / 1000, begun = go_now();
     size_t count = 0, index, number;
-    char text[64];
+    char text[64], given[4096];
+    const char *chosen;
 
     go_log(GO_INFO, line("runner.go:67", "runner.go:60"), "discovering available GPUs...", NULL);
-    if (getenv("CUDA_VISIBLE_DEVICES") && *getenv("CUDA_VISIBLE_DEVICES"))
+    if (*(chosen = overridden(given, sizeof given)))
         go_log(GO_WARN, line("runner.go:485", "runner.go:722"), "user overrode visible devices", "CUDA_VISIBLE_DEVICES",
-               getenv("CUDA_VISIBLE_DEVICES"), NULL);
+               chosen, NULL);
     number = directories(names);
     for (index = 0; index < number; index++)
         count += bootstrap(names[index], NULL, go_now() + budget, to + count, room - count);
