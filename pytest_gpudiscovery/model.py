@@ -7,8 +7,6 @@ these classes is the public `verdict.json` (schema 1, `schema/verdict-1.json`).
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Hashable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -193,10 +191,14 @@ class Verdict:
 _PLAIN = frozenset((str, int, float, bool, type(None)))
 
 
-@functools.cache
-def _names(kind: Hashable) -> tuple[str, ...] | None:
+_fields: dict[type, tuple[str, ...] | None] = {}
+
+
+def _names(kind: type) -> tuple[str, ...] | None:
     """Return the names of the fields of KIND, None when it is no dataclass; asked some 25,000 times in a run."""
-    return tuple(field.name for field in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else None
+    if kind not in _fields:
+        _fields[kind] = tuple(f.name for f in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else None
+    return _fields[kind]
 
 
 def to_json(value: Any) -> Json:
