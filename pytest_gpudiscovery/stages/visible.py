@@ -1,6 +1,6 @@
 """What CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER leave of the GPUs, by what the CUDA driver does with them.
 
-Measured on driver 580.159.04 with one and with two H100s (tests/stages/data/visible-*.json); the CUDA C++ Programming
+Measured on driver 580.159.04 with one and with two H100s (tests/stages/data/visible.json); the CUDA C++ Programming
 Guide, section "CUDA Environment Variables", documents a part of it:
 
 * The first of the entries between commas decides how all are read: as UUIDs where it begins with exactly `GPU-` or
@@ -8,7 +8,7 @@ Guide, section "CUDA Environment Variables", documents a part of it:
   names no GPU; nothing left: cuInit answers 100.
 * A number is what strtoul(entry, .., 10) reads, cut to 32 bits; what stands behind it is ignored.
 * A UUID may be cut short as long as it is unique; dashes and case of its digits do not matter, nor what follows the
-  32nd digit.
+  32nd digit. Without MIG, `MIG-` is as good as `GPU-`.
 * A GPU that is named twice, in whatever spelling: cuInit answers 101, and there is no GPU at all. The same for a
   CUDA_DEVICE_ORDER that is none of its two words.
 * A value that is too long counts as not set.
@@ -27,8 +27,7 @@ NAME = "CUDA_VISIBLE_DEVICES"
 ORDER = "CUDA_DEVICE_ORDER"
 PCI_ORDER = "PCI_BUS_ID"
 ORDERS = (PCI_ORDER, "FASTEST_FIRST")
-# Bytes of a value that is still read. Not measured exactly: 122 are read, 3,001 and 5,003 are not.
-LONGEST = 1023
+LONGEST = 2624  # bytes of a value that is still read, whatever it consists of; one with 2,625 is not
 MOST = 1 << 16  # a number from here on is that of no GPU on any host; -1 is 4294967295
 DIGITS = 32  # of a UUID
 _PREFIXES = ("GPU-", "MIG-")
@@ -177,9 +176,9 @@ def left(visible: Visible, gpus: Sequence[Sequence[str | None]], mig: bool | Non
         else:
             places = [i for i, own in enumerate(known) if any(name.startswith(entry.digits) for name in own)]
             why = "is the beginning of no GPU's UUID, or of several"
-            if entry.mig and not mig:
-                if mig is None or (entry.digits and places):
-                    return Left(None, "what a MIG entry names is known to the driver alone", visible.entries)
+            if entry.mig and mig is None:
+                return Left(None, "what a MIG entry names is known to the driver alone", visible.entries)
+            if entry.mig and not mig and not (entry.digits and places):
                 places, why = [], "is a MIG instance, of which this host has none"
             elif not whole and (not places or len(entry.digits) < DIGITS):
                 return Left(None, "the UUIDs of this host's GPUs are not known yet", visible.entries)

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { VISIBLE_LONGEST = 1023, VISIBLE_DIGITS = 32 };
+enum { VISIBLE_LONGEST = 2624, VISIBLE_DIGITS = 32 };
 
 struct visible_entry {
     int by_uuid, mig;
