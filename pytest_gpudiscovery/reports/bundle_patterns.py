@@ -64,6 +64,10 @@ UUID = re.compile(
     rf"(?<![A-Za-z0-9])(?P<kind>(?:MIG-GPU|GPU|MIG)-)?"
     rf"(?P<digits>{HEX}{{8}}-{HEX}{{4}}-{HEX}{{4}}-{HEX}{{4}}-{HEX}{{12}}|{HEX}{{32}})(?![A-Za-z0-9])"
 )
+# CUDA reads dashes anywhere, and nothing of what follows the 32nd digit (stages/visible.py).
+SPELLED_UUID = re.compile(
+    rf"(?<![A-Za-z0-9])(?P<kind>(?i:MIG-GPU|GPU|MIG)-)-{{0,4}}(?P<digits>{HEX}(?:-{{0,4}}{HEX}){{7,63}})"
+)
 SHORT_UUID = re.compile(  # CUDA_VISIBLE_DEVICES takes the begin of one
     rf"(?<![A-Za-z0-9])(?P<kind>(?:MIG-GPU|GPU|MIG)-)(?P<digits>{HEX}{{4,12}}(?:-{HEX}{{1,12}}){{0,4}})(?![\w-])"
 )

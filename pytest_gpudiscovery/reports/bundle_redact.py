@@ -105,6 +105,7 @@ class Redactor:
     def _steps(self) -> tuple[tuple[re.Pattern[str], Replace], ...]:
         return (
             (known.UUID, self._uuid),
+            (known.SPELLED_UUID, self._spelled_uuid),
             (known.SHORT_UUID, self._short_uuid),
             (known.SERIAL, lambda found: found["name"] + self._name("serial", found["value"], keep=_not_a_serial)),
             (known.MAC, lambda found: self._name("mac", found[0].lower())),
@@ -186,15 +187,22 @@ class Redactor:
             self.counts[self._digits[digits].partition("-")[0]] += 1
         return self._digits[digits]
 
+    def _spelled_uuid(self, found: re.Match[str]) -> str:
+        digits = found["digits"].replace("-", "").lower()[:32]
+        if len(digits) == 32 and digits not in self._digits and digits != NULL_UUID:
+            self._digits[digits] = self._name("gpu", digits)
+            return self._digits[digits]
+        return self._short_uuid(found)
+
     def _short_uuid(self, found: re.Match[str]) -> str:
-        digits = found["digits"].replace("-", "").lower()
+        digits = found["digits"].replace("-", "").lower()[:32]
         if not digits.strip("0"):
             return found[0]
         known = next((name for full, name in self._digits.items() if full.startswith(digits)), None)
         if known is not None:
             self.counts[known.partition("-")[0]] += 1
             return known
-        return self._name("mig" if found["kind"] == "MIG-" else "gpu", digits)
+        return self._name("mig" if found["kind"].upper() == "MIG-" else "gpu", digits)
 
     def _address(self, found: re.Match[str]) -> str:
         try:

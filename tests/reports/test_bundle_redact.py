@@ -153,6 +153,29 @@ def test_equal_things_get_equal_names_in_whatever_form() -> None:
 
 
 @pytest.mark.parametrize(
+    "spelled",
+    [
+        "GPU-0123456789abcdef0123456789abcdefx",
+        "GPU-01234567-89ab-cdef-0123-456789abcdef0",
+        "GPU-01234567-89ab-cdef-0123-456789abcdef:0",
+        "gpu-01234567-89ab-cdef-0123-456789abcdefz",
+        "GPU-0-1-2-3-4-5-6-7",
+        "GPU--01234567-89ab-cdef-0123-456789abcdef",
+        "GPU-01234567z",
+        "gpu-0123456789",
+    ],
+)
+def test_a_uuid_in_a_spelling_that_cuda_takes_or_nearly_takes(spelled: str) -> None:
+    redactor = Redactor()
+    assert redactor.text("GPU-01234567-89ab-cdef-0123-456789abcdef") == "gpu-1"
+    said = redactor.text(f"CUDA_VISIBLE_DEVICES={spelled}")
+    assert said.replace("GPU--", "").rstrip("xz:0") == "CUDA_VISIBLE_DEVICES=gpu-1"
+    alone = Redactor().text(spelled)
+    assert "4567" not in alone
+    assert "4-5" not in alone
+
+
+@pytest.mark.parametrize(
     "text",
     [
         "driver 580.159.04 at 0000:00:06.0, libcublas.so.12.8.4.1, VBIOS 96.00.74.00.01",
