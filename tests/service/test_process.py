@@ -234,6 +234,17 @@ def test_the_program_of_the_process(exe: str | None, name: str, binary: str | No
     assert process._binary(exe, name) == binary
 
 
+@pytest.mark.parametrize(
+    ("root", "binary"),
+    [("/", "/srv/box/bin/ollama"), ("/srv/box", "/bin/ollama"), ("/srv/bo", "/srv/box/bin/ollama")],
+)
+def test_the_program_of_a_process_in_a_chroot_is_named_as_the_process_names_it(root: str, binary: str) -> None:
+    status = {"uid": 0, "gid": 0, "groups": [], "name": "ollama"}
+    links = {"root": root, "exe": "/srv/box/bin/ollama"}
+    who = process.asked_for(5, supervise=lambda _: fakes.result(answer={"status": status, "links": links}))
+    assert who.binary == binary
+
+
 @given(st.binary(max_size=200))
 def test_any_environment_is_variables(raw: bytes) -> None:
     assert all(name and "=" not in name for name in probe.environment(raw))
