@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_gpudiscovery.diagnosis import catalogue
-from pytest_gpudiscovery.diagnosis.resolver import resolve
 from pytest_gpudiscovery.model import Check, CheckOutcome, Finding, Kind, Outcome, StageRecord
-from pytest_gpudiscovery.stages import identity
+from pytest_gpudiscovery.stages import identity, upgrade_reason
 from pytest_gpudiscovery.stages.bootstrap_runner import number
 from pytest_gpudiscovery.stages.identity import mapping, objects, sequence, string
 from pytest_gpudiscovery.stages.spec import StageInput, found, passed, unknown
@@ -79,8 +78,9 @@ def compare(
 
     MIXED are those of both releases in one directory, None where unpacking over the installed one leaves nothing.
     """
-    old, new = side(given.prior), side(records)
-    mix = None if mixed is None else side(mixed)
+    old = side(given.prior)
+    new = side(records, old.directories)
+    mix = None if mixed is None else side(mixed, old.directories)
     package = given.prior.get("package")
     lib = string(mapping(package.facts if package else None).get("lib_dir")) or "lib/ollama"
     checks = [_gpus(old, new), _in_place(new, mix, stale, lib), *_variables(given.context.env, old, new)]
@@ -101,8 +101,8 @@ def compare(
     return Said(tuple(checks), sentence, comparison)
 
 
-def side(records: Mapping[str, StageRecord]) -> Side:
-    """Return what the RECORDS of one install say together."""
+def side(records: Mapping[str, StageRecord], used: Sequence[str] = ()) -> Side:
+    """Return what the RECORDS of one install say together; USED are the directories that the other one's GPUs need."""
     package, bootstrap, serve = (records.get(name) for name in ("package", "bootstrap", "serve"))
     facts = mapping(package.facts if package else None)
     seen = mapping(bootstrap.facts if bootstrap else None)
@@ -123,7 +123,7 @@ def side(records: Mapping[str, StageRecord]) -> Side:
         computes=None if computes is None else tuple(computes),
         served=number(said.get("seconds")),
         mute=serve is not None and serve.outcome is not Outcome.NOT_REACHED and computes is None,
-        reason=_reason(mine),
+        reason=upgrade_reason.of(mine, used),
         warnings=tuple(
             dict.fromkeys(
                 check.finding.cause
@@ -137,16 +137,6 @@ def side(records: Mapping[str, StageRecord]) -> Side:
 
 def _cuda(devices: Any) -> list[Facts]:
     return [gpu for gpu in objects(devices) if gpu.get("library") == "CUDA"]
-
-
-def _reason(records: Sequence[StageRecord]) -> Finding | None:
-    """Return the finding that blocks first in RECORDS, by the resolver's own ranking."""
-    numbers = {record.name: index for index, record in enumerate(records)}
-    blockers = resolve(records, numbers)
-    if not blockers:
-        return None
-    findings = [finding for record in records for _, finding in record.findings]
-    return next((finding for finding in findings if finding.cause == blockers[0].cause), None)
 
 
 # --- the checks ------------------------------------------------------------------------------------------------------

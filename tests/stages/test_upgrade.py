@@ -41,7 +41,17 @@ def install(
     SERVES are the devices of its private server, which took SERVED seconds and has the finding SERVE_CAUSE: (), as
     GPUS; None, it gave no answer.
     """
-    checks = (found(cause, {"floor": 550, "reason": "x", "cc": "9.0"}, subject="dir:cuda_v12"),) if cause else ()
+    checks = (
+        (
+            found(
+                cause,
+                {"floor": 550, "reason": "x", "cc": "9.0", "driver": "535.183", "directory": "cuda_v12"},
+                subject="dir:cuda_v12",
+            ),
+        )
+        if cause
+        else ()
+    )
     closure = {
         "closures": [
             {
@@ -97,6 +107,18 @@ def test_a_gpu_that_is_lost_is_named_with_the_reason() -> None:
     assert causes(said) == {"upgrade.loses_gpu": "failed"}
     assert said.sentence.startswith("0.32.15 loses 0000:00:06.0: ")
     assert "550" in said.sentence
+
+
+def test_the_reason_is_of_the_directory_that_the_installed_release_uses() -> None:
+    facts = {"floor": "550", "reason": "x", "cc": "9.0", "directory": "cuda_v12", "driver": "535.183"}
+    ptx = found("closure.kernels.ptx_too_new", {**facts, "needs": "13.0", "driver": "12.2"}, subject="dir:cuda_v13")
+    new = install("0.32.15", "C", cause="closure.driver_floor")
+    checks = (ptx, found("closure.driver_floor", facts, subject="dir:cuda_v12"))
+    new["closure"] = dataclasses.replace(new["closure"], checks=checks)
+    said = compared(install("0.16.3", "B", GPU), new)
+    assert said.sentence == "0.32.15 loses 0000:00:06.0: driver 535.183 is below the floor 550 of cuda_v12"
+    new["closure"] = dataclasses.replace(new["closure"], checks=checks[:1])  # cuda_v12 is not there any more
+    assert "PTX" in compared(install("0.16.3", "B", GPU), new).sentence
 
 
 def test_one_of_two_is_lost() -> None:
