@@ -321,7 +321,7 @@ def test_a_release_beside_what_is_installed(release: Path, host: str, verdict: s
 
 def test_a_candidate_whose_server_does_not_compute_on_the_gpu_blocks(tmp_path: Path) -> None:
     made = simulate.prepare(simulate.parse("h100-ollama-c:serve.cpu"), str(tmp_path))
-    said = run_gate("h100-ollama", until=None, ollama_candidate=made.ollama)
+    said = run_gate("h100-ollama", until=None, ollama_candidate=f"{made.ollama}/bin/ollama")  # named by its binary
     assert primary(said) == ("upgrade", "failed", "upgrade.loses_gpu")
     assert said.comparison["candidate"]["cause"] == "serve.cpu_alone"
 
