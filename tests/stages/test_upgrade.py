@@ -193,11 +193,14 @@ def test_variables_that_mean_something_else() -> None:
     env = {"GGML_BACKEND_PATH": "/x.so", "OLLAMA_DEBUG": "1"}
     said = compared(install("0.16.3", "B", GPU), install("0.32.15", "C", GPU), env=env)
     assert causes(said) == {"upgrade.variable": "warned"}
+    summary = next(check.finding.summary for check in said.checks if check.finding)
+    assert said.sentence == summary == "safe to upgrade to 0.32.15; GGML_BACKEND_PATH means something else there"
     assert causes(compared(install("0.16.3", "B", GPU), install("0.24.0", "B", GPU), env=env)) == {}
 
 
 def test_every_variable_of_the_table_is_complete() -> None:
     for entry in upgrade_compare.meanings():
+        assert entry["meaning"].split()[0] in ("was", "is", "now", "asserted", "chose"), "goes on after: it"
         assert set(entry) == {"name", "from", "to", "meaning", "source"}
         assert set(entry["from"]) <= set("ABC")
         assert set(entry["to"]) <= set("ABC")
@@ -214,6 +217,14 @@ def test_what_moved_in_the_closure() -> None:
     same = install("0.24.0", "B", GPU, names={"libcublas.so.12": "/tmp/new/lib/ollama/cuda_v12/libcublas.so.12"})
     moved = install("0.24.0", "B", GPU, names={"libcublas.so.12": "/usr/lib/libcublas.so.12"})
     assert compared(old, same).comparison["closures"] == []
+    rule = "DT_RPATH of {}/lib/ollama/cuda_v12/libcublas.so.12"
+    for side, place in ((old, "/usr"), (same, "/tmp/new")):  # the backend is named by its path, a rule names a file
+        backend = f"{place}/lib/ollama/cuda_v12/libggml-cuda.so"
+        names = side["closure"].facts["closures"][0]["names"]
+        names[0]["rule"] = rule.format(place)
+        names.append({"name": backend, "path": backend, "rule": "path"})
+    assert compared(old, same).comparison["closures"] == []
+    old = install("0.16.3", "B", GPU, names={"libcublas.so.12": "/usr/lib/ollama/cuda_v12/libcublas.so.12"})
     (change,) = compared(old, moved).comparison["closures"]
     assert (change["name"], change["candidate"]["path"]) == ("libcublas.so.12", "/usr/lib/libcublas.so.12")
 
