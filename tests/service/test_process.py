@@ -125,6 +125,7 @@ def test_probes_become_the_process_as_far_as_it_goes(start: Any, tmp_path: Path)
     seen = ask(built)
     assert (seen["identity"]["uid"], seen["identity"]["gid"], seen["identity"]["groups"]) == (65534, 12, [44, 65534])
     assert seen["limits"]["NOFILE"] == [300, 400]
+    assert int(built.adopted["capabilities"], 16) == 0, "what root could do is lost with root's user"
     assert built.unspoken == {}
 
 
