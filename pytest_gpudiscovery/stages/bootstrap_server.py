@@ -161,7 +161,11 @@ def failed(run: Facts, preloaded: Sequence[str]) -> tuple[str, dict[str, Any]] |
     if listed.get("exit") != 0:
         code = integer(listed.get("exit"))
         ending = f"signal {-code}" if code is not None and code < 0 else f"status {code}"
-        return "bootstrap.list.exit", {"ending": ending, "said": said(listed), "observed": ending}
+        facts = {"ending": ending, "said": said(listed), "observed": ending, "preloaded": ""}
+        if preloaded and not bootstrap_runner.text(listed).strip():  # llama-server says something before it ends
+            worded = catalogue.finding("bootstrap.exit.preload", {**facts, "code": code, "object": "", "subject": ""})
+            facts |= {"preloaded": f" Preloaded: {', '.join(preloaded)}.", "remedy": (worded.next, worded.action)}
+        return "bootstrap.list.exit", facts
     return None
 
 

@@ -129,6 +129,17 @@ def test_where_llama_server_hangs_is_a_sentence(exe: str, look: dict[str, Any], 
     assert found[1]["what"] == what
 
 
+def test_a_preloaded_object_that_ends_llama_server_without_a_word_is_named() -> None:
+    ended = run_c(list=process("list", "", exit=-6), native=None)
+    found = bootstrap_server.failed(ended, ["libagent.so"])
+    assert found is not None
+    assert (found[0], found[1]["preloaded"]) == ("bootstrap.list.exit", " Preloaded: libagent.so.")
+    assert found[1]["remedy"][0].startswith("env -u LD_PRELOAD")
+    spoke = bootstrap_server.failed(run_c(list=process("list", "", "CUDA error\n", exit=1)), ["libagent.so"])
+    assert spoke is not None
+    assert spoke[1]["preloaded"] == ""
+
+
 def test_no_llama_server() -> None:
     judgement = judged({}, package=PACKAGE)
     assert causes(judgement) == {"bootstrap.server.missing": "failed"}
