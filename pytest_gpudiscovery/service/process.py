@@ -33,6 +33,8 @@ def asked_for(pid: int, scale: float = 1.0, *, supervise: Supervise = run) -> Wh
     status = seen.get("status") or {}
     if status.get("uid") is None or status.get("gid") is None:
         raise UsageProblem(f"--gpu-as=pid:{pid}: /proc/{pid}/status does not say who it is ({result.ending.value})")
+    if str(status.get("state") or "").startswith(("Z", "X")):  # nothing of it is left but its number
+        raise UsageProblem(f"--gpu-as=pid:{pid}: the process has ended (state {status['state']})")
     return from_process(pid, seen, result)
 
 

@@ -145,6 +145,13 @@ def test_a_process_that_is_not_there_is_one_line(tmp_path: Path) -> None:
         build(4194303, tmp_path)
 
 
+def test_a_process_that_has_ended_is_one_line(tmp_path: Path) -> None:
+    with subprocess.Popen(["/bin/true"]) as ended:
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # a zombie until it is waited for
+        with pytest.raises(UsageProblem, match="has ended"):
+            build(ended.pid, tmp_path)
+
+
 @needs_to_look
 def test_a_deleted_working_directory_is_adopted_as_such(start: Any, tmp_path: Path) -> None:
     gone = tmp_path / "gone"
