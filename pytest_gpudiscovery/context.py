@@ -21,7 +21,7 @@ from pytest_gpudiscovery.model import to_json
 from pytest_gpudiscovery.options import Settings, UsageProblem
 from pytest_gpudiscovery.service import adopt, environment, process, systemd
 from pytest_gpudiscovery.service.who import CALLER, Who
-from pytest_gpudiscovery.stages.spec import RunContext
+from pytest_gpudiscovery.stages.spec import RunContext, lying_here
 from pytest_gpudiscovery.supervise.types import Identity, Setup
 
 # Python's, pytest's and coverage's own settings steer our interpreter, never the driver.
@@ -62,7 +62,7 @@ def build(settings: Settings, run_dir: str) -> RunContext:
     ollama = _given("--gpu-ollama", settings.ollama, run_dir, setup, settings.scale, view)
     candidate = _given("--gpu-ollama-candidate", settings.ollama_candidate, run_dir, setup, settings.scale, view)
     if simulated is not None and ollama is not None:
-        view = {**view, "live": [ollama.path]}  # what the caller names by its path lies on this machine
+        view = {**view, "live": lying_here(ollama.path)}
     unpacked = [entry for entry in (ollama, candidate) if entry is not None and entry.note]
     setup = adopt.with_paths(setup, [entry.path for entry in unpacked])
     stranger = who.refused

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from pytest_gpudiscovery import addressed
 from pytest_gpudiscovery import stages as stage_table
 from pytest_gpudiscovery.ledger import Ledger, LedgerBusyError
 from pytest_gpudiscovery.model import Outcome, StageRecord
@@ -190,7 +191,7 @@ class Engine:
         return dataclasses.replace(
             self._record(spec, said.outcome, said.summary, started, time.monotonic() - begun),
             deadline_s=deadline,
-            checks=said.checks,
+            checks=addressed.to_service(said.checks, self.context.service),
             steps=said.steps,
             facts=said.facts,
             evidence=said.evidence,

@@ -17,12 +17,12 @@ from pytest_gpudiscovery import context as contexts
 from pytest_gpudiscovery.engine import AFTER_DEADLINE_S
 from pytest_gpudiscovery.finish import Finish, Selection
 from pytest_gpudiscovery.model import Outcome, StageRecord
-from pytest_gpudiscovery.reports import junit, wording
+from pytest_gpudiscovery.reports import junit, verdict_json, wording
 from pytest_gpudiscovery.reports.console import Console, GateReporter
 from pytest_gpudiscovery.run import Run
 from pytest_gpudiscovery.scratch import Scratch
 from pytest_gpudiscovery.signals import Sigchld, Sigterm
-from pytest_gpudiscovery.stages.spec import longest_of
+from pytest_gpudiscovery.stages.spec import RunContext, longest_of
 
 BELT_S = 30.0  # what pytest-timeout's limit adds to everything that an item may set off
 SKIPPED = (Outcome.NOT_REACHED, Outcome.NOT_APPLICABLE, Outcome.NOT_SELECTED, Outcome.INTERRUPTED)
@@ -91,7 +91,7 @@ class Gate:
             self._directory = scratch.path
             config.add_cleanup(scratch.remove)
             start.refuse_partial_repeat(config, self.choice, settings.repeat)
-            context = contexts.build(settings, self._directory)
+            context = _build(settings, self._directory)
         except options.UsageProblem as problem:
             raise pytest.UsageError(str(problem)) from None
         contexts.save(context)
@@ -254,6 +254,17 @@ def _exit_status(config: pytest.Config) -> int:
 
 def _stages_of(items: list[pytest.Item]) -> set[str]:
     return {name for item in items if (name := collection.stage_of(item)) is not None}
+
+
+def _build(settings: options.Settings, directory: str) -> RunContext:
+    """Return the context of a run; a release archive takes its time, and who kills it meanwhile finds no old green."""
+    moved = verdict_json.aside(settings.report)
+    try:
+        return contexts.build(settings, directory)
+    except options.UsageProblem:
+        if moved:
+            verdict_json.back(settings.report)
+        raise
 
 
 def _is_ours(report: pytest.TestReport) -> bool:

@@ -12,12 +12,14 @@ from typing import Any
 from pytest_gpudiscovery.diagnosis import errors
 from pytest_gpudiscovery.ollama import eras, levels, versions
 from pytest_gpudiscovery.ollama.attempts import FAILED, TIMED_OUT, Attempt, Discovery, sane
+from pytest_gpudiscovery.ollama.passes import VALIDATING
 from pytest_gpudiscovery.ollama.sessions import Server
 from pytest_gpudiscovery.ollama.words import Word, further
 
 NAMES = (
     "era",
     "pass",
+    "second_pass",
     "directory",
     "vendor",
     "windows",
@@ -90,6 +92,7 @@ def of(server: Server, discovery: Discovery, attempt: Attempt | None, servers: S
     return {
         "era": era_ids[0] if len(era_ids) == 1 else None,
         "pass": attempt.kind if attempt is not None and attempt.kind != "unknown" else None,
+        "second_pass": _second_pass(attempt),
         "directory": attempt.directory if attempt is not None and attempt.path is not None else None,
         "vendor": attempt.vendor if attempt is not None else None,
         "windows": attempt.windows if attempt is not None and attempt.path is not None else None,
@@ -139,6 +142,13 @@ def of(server: Server, discovery: Discovery, attempt: Attempt | None, servers: S
         "driver_old": any(left.why == "c.driver_old" for left in discovery.left_out) or None,
         "arch_skipped": any(left.why == "c.arch" for left in discovery.left_out) or None,
     }  # fmt: skip
+
+
+def _second_pass(attempt: Attempt | None) -> bool | None:
+    """Whether ATTEMPT was of the second pass: extra_envs says so also where the log does not show its beginning."""
+    if attempt is None or (attempt.kind == "unknown" and attempt.extra is None):
+        return None
+    return attempt.kind == eras.VALIDATION or (attempt.kind == "unknown" and VALIDATING in (attempt.extra or {}))
 
 
 def _any_environment(discovery: Discovery) -> Any:

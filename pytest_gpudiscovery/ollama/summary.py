@@ -10,7 +10,7 @@ from pytest_gpudiscovery.ollama.attempts import Discovery
 from pytest_gpudiscovery.ollama.sessions import Server
 
 ERROR_SHOWN = 80  # characters of an error
-_PASSES = {eras.FIRST_PASS: "first pass", eras.VALIDATION: "second pass", eras.REFRESH: "refresh"}
+_PASSES = {eras.FIRST_PASS: "the first pass", eras.VALIDATION: "the second pass", eras.REFRESH: "the refresh"}
 _WHYS = {
     records.CRASHED: "the child was killed by a signal",
     records.HTTP_ERROR: "the child answered an error",
@@ -32,7 +32,7 @@ def of(server: Server, starts: Sequence[Discovery]) -> str:
     if hung:
         names = " and ".join(dict.fromkeys(a.directory or "a child" for a in hung))
         passes = " and ".join(dict.fromkeys(_PASSES.get(a.kind, "an unknown pass") for a in hung))
-        timed = f"{names} timed out in the {passes}"
+        timed = f"{names} timed out in {passes}"
     if last.found_gpu:
         count = sum(device.is_gpu for device in last.devices)
         return f"GPU found: {count} x {next(d for d in last.devices if d.is_gpu).name}" + (

@@ -163,19 +163,19 @@ def _ancestors(path: str) -> list[str]:
     return ["/" + "/".join(parts[:count]) for count in range(len(parts), 0, -1)] + [""]
 
 
-def _tightest(found: list[dict[str, int] | None]) -> dict[str, int] | None:
+def _tightest(found: list[dict[str, Any] | None]) -> dict[str, Any] | None:
     return min((item for item in found if item), key=lambda item: item["free"], default=None)
 
 
-def _memory_v2(view: HostView, path: str) -> dict[str, int] | None:
+def _memory_v2(view: HostView, path: str) -> dict[str, Any] | None:
     return _memory(view, path, "memory.max", "memory.current", "inactive_file")
 
 
-def _memory_v1(view: HostView, path: str) -> dict[str, int] | None:
+def _memory_v1(view: HostView, path: str) -> dict[str, Any] | None:
     return _memory(view, path, "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 
 
-def _memory(view: HostView, path: str, limit: str, usage: str, cache: str) -> dict[str, int] | None:
+def _memory(view: HostView, path: str, limit: str, usage: str, cache: str) -> dict[str, Any] | None:
     maximum, current = (
         facts.number(facts.text(view, f"{path}/{limit}")),
         facts.number(facts.text(view, f"{path}/{usage}")),
@@ -185,7 +185,7 @@ def _memory(view: HostView, path: str, limit: str, usage: str, cache: str) -> di
     # The page cache counts as used and is given back under pressure.
     lines = (facts.text(view, f"{path}/memory.stat") or "").splitlines()
     reclaimable = next((facts.number(line.split()[-1]) for line in lines if line.startswith(cache + " ")), None) or 0
-    return {"max": maximum, "free": maximum - current + reclaimable}
+    return {"max": maximum, "free": maximum - current + reclaimable, "file": f"{path}/{limit}"}
 
 
 def _pids(view: HostView, path: str) -> dict[str, int] | None:

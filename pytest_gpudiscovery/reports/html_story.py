@@ -203,7 +203,7 @@ def _at(verdict: Verdict, record: StageRecord, finding: Finding | None) -> Story
         facts.append(Fact("Not reached", ", ".join(lost), lead=False))
     if record.outcome is Outcome.UNKILLABLE:
         facts.append(Fact("The probe", "outlived SIGKILL and was left behind", lead=False))
-    if record.outcome.blocks and (logged := wording.ollama_says(record, finding)):
+    if record.outcome.blocks and (logged := wording.ollama_says(record, finding, wording.era(verdict))):
         facts.append(Fact("Ollama", logged, lead=False))
     return Story(
         record,

@@ -5,6 +5,7 @@ A run that is killed therefore leaves an `incomplete` file behind, never the gre
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -17,6 +18,23 @@ NAME = "verdict.json"
 PREVIOUS = "verdict.previous.json"
 
 _texts: dict[int, tuple[StageRecord, str]] = {}  # by id of the record, which is kept so that the id stays its own
+
+
+def aside(directory: str) -> bool:
+    """Move an older verdict aside while it is not yet known what will run; return whether there was one to move.
+
+    Where it cannot be moved, `begin` says so.
+    """
+    with contextlib.suppress(OSError):
+        os.replace(Path(directory, NAME), Path(directory, PREVIOUS))
+        return True
+    return False
+
+
+def back(directory: str) -> None:
+    """Undo `aside`: nothing ran, so what an earlier run said still stands."""
+    with contextlib.suppress(OSError):
+        os.replace(Path(directory, PREVIOUS), Path(directory, NAME))
 
 
 def begin(directory: str, verdict: Verdict) -> None:

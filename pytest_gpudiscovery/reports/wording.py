@@ -12,7 +12,10 @@ from pytest_gpudiscovery.reports.html_text import visible
 from pytest_gpudiscovery.reports.html_values import clip, inline
 
 INDENT = "   "
-OLLAMA_GIVES_UP = '"failed to finish discovery before timeout"'  # discover/runner.go, logged at its 30 s
+# What Ollama logs when its 30 s are over, by era: v0.20.0:ml/device.go:629, v0.32.15:discover/runner.go:522.
+OLLAMA_GIVES_UP = {"C": '"context deadline exceeded"'}
+GIVES_UP = '"failed to finish discovery before timeout"'
+WAITS = "A"  # the era without a time limit (v0.12.3:discover/gpu.go)
 NOT_OLLAMA = "gate"  # family of causes that lie in the gate's own look
 HUNG = (Outcome.TIMED_OUT, Outcome.UNKILLABLE)
 GAVE_UP = "timeout"  # result of a step that asked a program for an answer until its time was up
@@ -56,7 +59,7 @@ def failure_block(
         ("because", finding.detail if finding and (not hung or open_step(record) is None) else ""),
         ("also", "; ".join(named(other, said) for other, said in _failed(record) if said is not finding)),
         ("explains", _explains(explains, numbers)),
-        ("Ollama", ollama_says(record, finding)),
+        ("Ollama", ollama_says(record, finding, era(verdict))),
         ("next", f"{todo.next}   ({todo.action.value})" if todo and todo.next else ""),
     ]
     lines = [f"{label(numbers.get(record.name, 0), record.name)}: {one_line(record.summary)}"]
@@ -234,13 +237,20 @@ def _explains(explains: Sequence[str], numbers: Mapping[str, int]) -> str:
     return f"{names} {'was' if len(explains) == 1 else 'were'} not reached"
 
 
-def ollama_says(record: StageRecord, finding: Finding | None) -> str:
-    """Return what Ollama logs at INFO when FINDING stands; "" where nothing is known."""
+def era(verdict: Verdict | None) -> str:
+    """Return the era of the Ollama that VERDICT is about: "A", "B" or "C"; "" where none was found."""
+    return str(verdict.versions.get("ollama_era") or "") if verdict else ""
+
+
+def ollama_says(record: StageRecord, finding: Finding | None, of_era: str = "") -> str:
+    """Return what an Ollama OF_ERA logs at INFO when FINDING stands; "" where nothing is known."""
     if record.outcome in HUNG:
         # By the stage's own budget: a stage that Ollama has no counterpart of makes it wait for nothing.
-        return (
-            "" if record.ollama_budget_s is None else f"gives up after {record.ollama_budget_s:g} s: {OLLAMA_GIVES_UP}"
-        )
+        if record.ollama_budget_s is None:
+            return ""
+        if of_era == WAITS:
+            return "waits for ever, and says nothing"
+        return f"gives up after {record.ollama_budget_s:g} s: {OLLAMA_GIVES_UP.get(of_era, GIVES_UP)}"
     family = of_cause(finding.cause) if finding is not None else None
     return f"logs {family.info}" if family is not None and family.name != NOT_OLLAMA else ""
 

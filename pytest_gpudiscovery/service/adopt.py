@@ -145,12 +145,19 @@ def describe(who: Who, setup: Setup, effective: int) -> dict[str, Any]:
         "uid": identity.uid if identity else os.geteuid(),
         "gid": identity.gid if identity else os.getegid(),
         "groups": list(identity.groups) if identity else sorted(os.getgroups()),
-        "capabilities": f"{effective:016x}",
+        "capabilities": f"{_held(setup, effective):016x}",
         "private_dev": setup.private_dev,
         "environment": environment.shown(who.env) if who.env is not None else None,
         "adopted": _adopted(who, setup),
         "not_adopted": not_adopted,
     }
+
+
+def _held(setup: Setup, effective: int) -> int:
+    """Return the capability mask that probes have: another user than root has none (capabilities(7))."""
+    if setup.identity is not None and setup.identity.uid != 0:
+        return 0
+    return effective & ~(1 << CAP_MKNOD) if setup.drop_mknod else effective
 
 
 def _adopted(who: Who, setup: Setup) -> list[str]:

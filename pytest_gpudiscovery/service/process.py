@@ -33,6 +33,8 @@ def asked_for(pid: int, scale: float = 1.0, *, supervise: Supervise = run) -> Wh
     status = seen.get("status") or {}
     if status.get("uid") is None or status.get("gid") is None:
         raise UsageProblem(f"--gpu-as=pid:{pid}: /proc/{pid}/status does not say who it is ({result.ending.value})")
+    if str(status.get("state") or "").startswith(("Z", "X")):  # nothing of it is left but its number
+        raise UsageProblem(f"--gpu-as=pid:{pid}: the process has ended (state {status['state']})")
     return from_process(pid, seen, result)
 
 
@@ -52,7 +54,7 @@ def from_process(pid: int, seen: Mapping[str, Any], result: ChildResult) -> Who:
         env=env if env is not None else None,
         cwd=None if elsewhere else _cwd(pid, links.get("cwd")),
         limits={f"RLIMIT_{name}": (pair[0], pair[1]) for name, pair in (seen.get("limits") or {}).items()},
-        binary=_binary(links.get("exe"), status.get("name")),
+        binary=_binary(_below(links.get("exe"), links.get("root")), status.get("name")),
         root=f"/proc/{pid}/root" if elsewhere else None,
         pid=pid,
         netns=netns,
@@ -133,6 +135,13 @@ def _name(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return ""
+
+
+def _below(exe: str | None, root: str | None) -> str | None:
+    """Return EXE as a process in ROOT calls it: after a mere chroot its link names our path (fs/d_path.c)."""
+    if exe is None or root is None or not exe.startswith(root.rstrip("/") + "/"):
+        return exe
+    return exe[len(root.rstrip("/")) :]
 
 
 def _binary(exe: str | None, name: str | None) -> str | None:

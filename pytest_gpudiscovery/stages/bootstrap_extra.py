@@ -11,7 +11,7 @@ from typing import Any
 
 from pytest_gpudiscovery.model import Check
 from pytest_gpudiscovery.stages import bootstrap_passes, protocol
-from pytest_gpudiscovery.stages.bootstrap_runner import number
+from pytest_gpudiscovery.stages.bootstrap_runner import number, said
 from pytest_gpudiscovery.stages.identity import integer, mapping, objects
 from pytest_gpudiscovery.stages.protocol import Directory, Protocol
 from pytest_gpudiscovery.stages.spec import RunContext, StageInput, found, not_applicable, unknown
@@ -57,7 +57,12 @@ def judge(given: StageInput, package: Facts, how: Protocol) -> list[Check]:
         if before is None or after is None:
             checks.append(unknown("P102", "not both children were started", subject=subject))
             continue
-        facts = {"directory": directory.name, "before": _words(before), "after": _words(after)}
+        facts = {
+            "directory": directory.name,
+            "before": _words(before),
+            "after": _words(after),
+            "said": said(_ended(given.observed(_preload(directory)))),
+        }
         cause = "bootstrap.experiment.same" if _same(before, after) else "bootstrap.experiment.changes"
         checks.append(found(cause, facts, subject=subject, expected=facts["before"], observed=facts["after"]))
     return checks
@@ -97,13 +102,20 @@ def _shown(given: StageInput, name: str, directory: Directory, how: Protocol) ->
     run = given.observed(name)
     if given.results.get(name) is None or not run:
         return None
-    ended = mapping(run.get("list")) or mapping(run.get("start")) or run
+    ended = _ended(run)
+    code = integer(ended.get("exit"))
     return {
         "devices": len([device for device in bootstrap_passes.devices_in(directory.name, run, how) if device.is_cuda]),
         "seconds": number(run.get("seconds")),
-        "reason": ended.get("reason") if ended.get("reason") != "exited" or ended is run else None,
-        "exit": integer(ended.get("exit")),
+        # A child of era C ends by itself, with 0, when all is well.
+        "reason": ended.get("reason") if ended.get("reason") != "exited" or ended is run or code else None,
+        "exit": code,
     }
+
+
+def _ended(run: Facts) -> Facts:
+    """Return the process of RUN that gave the answer, or was the last to end without one."""
+    return mapping(run.get("list")) or mapping(run.get("start")) or run
 
 
 def _words(shown: Facts) -> str:

@@ -105,7 +105,8 @@ def exited(run: Facts, preloaded: Sequence[str] = ()) -> tuple[str, dict[str, An
     output = text(run)
     facts: dict[str, Any] = {"code": code, "observed": f"exit status {code}"}
     if code is not None and code < 0:
-        facts |= {"signal": -code, "observed": f"signal {-code}"}
+        named = f" ({', '.join(preloaded)})" if preloaded else ""
+        facts |= {"signal": -code, "observed": f"signal {-code}", "preloaded": named}
         return ("bootstrap.exit.killed" if -code == SIGKILL else "bootstrap.exit.signal"), facts
     if preloaded and code is not None and code >= 0 and not output.strip():
         # Ollama says something before each end of its own: what came before its main took the word from it.

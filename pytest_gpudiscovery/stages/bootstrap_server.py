@@ -153,25 +153,26 @@ def failed(run: Facts, preloaded: Sequence[str]) -> tuple[str, dict[str, Any]] |
         if step.get("problem"):
             return "bootstrap.spawn", {"errno": step["problem"], "binary": server, "observed": step["problem"]}
         if step.get("reason") == "timeout":
-            facts = {
-                **_stuck(step, server, preloaded),
-                "lines": step.get("lines"),
-                "limit_s": number(run.get("limit_s")),
-            }
+            limit = number(run.get("limit_s"))
+            facts = {**_stuck(step, server, preloaded, limit), "lines": step.get("lines"), "limit_s": limit}
             return f"bootstrap.{cause}.hang", facts
     if not listed:
         return "bootstrap.no_answer", {"observed": start.get("exit")}
     if listed.get("exit") != 0:
         code = integer(listed.get("exit"))
         ending = f"signal {-code}" if code is not None and code < 0 else f"status {code}"
-        return "bootstrap.list.exit", {"ending": ending, "said": said(listed), "observed": ending}
+        facts = {"ending": ending, "said": said(listed), "observed": ending, "preloaded": ""}
+        if preloaded and not bootstrap_runner.text(listed).strip():  # llama-server says something before it ends
+            worded = catalogue.finding("bootstrap.exit.preload", {**facts, "code": code, "object": "", "subject": ""})
+            facts |= {"preloaded": f" Preloaded: {', '.join(preloaded)}.", "remedy": (worded.next, worded.action)}
+        return "bootstrap.list.exit", facts
     return None
 
 
-def _stuck(step: Facts, program: str, preloaded: Sequence[str]) -> dict[str, Any]:
-    """Return where a process of STEP hangs, in the words of the cause that a runner would have had."""
+def _stuck(step: Facts, program: str, preloaded: Sequence[str], limit_s: float | None) -> dict[str, Any]:
+    """Return where a process of STEP, given LIMIT_S, hangs, in the words of the cause that a runner would have had."""
     name, facts = bootstrap_hang.cause({**step, "connected": 0.0}, program, preloaded)
-    worded = catalogue.finding(f"bootstrap.hang.{name}", {**facts, "subject": "it", "limit_s": 0.0})
+    worded = catalogue.finding(f"bootstrap.hang.{name}", {**facts, "subject": "it", "limit_s": limit_s or 0.0})
     return {**facts, "what": _verb(worded.summary), "class": name, "remedy": (worded.next, worded.action)}
 
 
@@ -184,8 +185,8 @@ def _by_class(check: Check, facts: Facts) -> Check:
 
 
 def _verb(summary: str) -> str:
-    """Return "waits in poll" of "it: Ollama's child waits in poll"."""
-    return summary.removeprefix("it: ").removeprefix("Ollama's child ").removeprefix("preloaded ")
+    """Return "it waits in poll" of "it: Ollama's child waits in poll"; an object that holds it up stays the subject."""
+    return summary.removeprefix("it: ").replace("Ollama's child", "it").replace("Ollama's own binary", "its program")
 
 
 def judge(
@@ -225,7 +226,7 @@ def _native(run: Facts, subject: str, binary: str, preloaded: Sequence[str]) -> 
     if one.get("reason") == "timeout":
         if isinstance(spent := one.get("seconds"), float):
             facts["limit_s"] = min(NATIVE_S, round(spent, 1))  # the 30 s of all three may leave it less
-        facts |= _stuck(one, binary, preloaded)
+        facts |= _stuck(one, binary, preloaded, number(facts["limit_s"]))
         check = found("bootstrap.native.hang", facts, subject=subject, evidence=bootstrap_hang.shown(one, facts))
         return _by_class(check, facts)
     if one.get("reason") != "exited" or one.get("exit") != 0:

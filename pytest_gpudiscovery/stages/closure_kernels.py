@@ -39,7 +39,11 @@ def judge_kernels(seen: Facts, wanted: Wanted, env: Mapping[str, str], subject: 
         return _without_gpu(backend, env, subject)
     checks: list[Check] = []
     for entry in objects(backend.get("verdicts")):
-        checks += _code(entry, backend, wanted, subject) + _kept(entry, backend, subject) + _floor(entry, seen, subject)
+        checks += (
+            _code(entry, backend, wanted, subject)
+            + _kept(entry, backend, subject)
+            + _floor(entry, backend, wanted, subject)
+        )
         checks += _eager(entry, backend, env, subject) + _jit(entry, seen, env, subject)
     checks += _libraries(fatbins[1:], subject)
     rows = {check.prerequisite for check in checks if check.kind is Kind.BLOCKING}
@@ -145,14 +149,19 @@ def _kept(entry: Facts, backend: Facts, subject: str) -> list[Check]:
     return [found("closure.kernels.filtered", facts, subject=subject, expected=cc[0] * 10 + cc[1], observed=numbers)]
 
 
-def _floor(entry: Facts, seen: Facts, subject: str) -> list[Check]:
+def _floor(entry: Facts, backend: Facts, wanted: Wanted, subject: str) -> list[Check]:
     floor = sequence(entry.get("driver_floor"))
     if len(floor) != 2:
         return []
-    facts = {"floor": words(floor[0]), "reason": floor[1], "cc": words(entry.get("cc"))}
-    backend = objects(seen.get("fatbins"))[0]
+    facts = {
+        **_facts(entry, backend),
+        "floor": words(floor[0]).removesuffix(".0"),
+        "reason": floor[1],
+        "driver": words(wanted.driver),
+        "directory": subject.removeprefix("dir:"),
+    }
     return [
-        found("closure.driver_floor", {**_facts(entry, backend), **facts}, subject=subject, expected=facts["floor"])
+        found("closure.driver_floor", facts, subject=subject, expected=f">= {facts['floor']}", observed=facts["driver"])
     ]
 
 

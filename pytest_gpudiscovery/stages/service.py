@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping
 from typing import Any
 
@@ -180,16 +181,17 @@ def _tasks(seen: Mapping[str, Any], service: Mapping[str, Any]) -> list[Check]:
 
 def _memory(seen: Mapping[str, Any], service: Mapping[str, Any]) -> list[Check]:
     limit, available = _set_limit(seen["cgroup"]["memory"], service, "memory_max"), seen["available"]
+    file = (limit or {}).get("file") or "/sys/fs/cgroup/memory.max"  # a limit of the unit alone has none
     if limit and limit["max"] < PEAK:
-        facts = {"max_mb": limit["max"] / MB}
+        facts = {"max_mb": limit["max"] / MB, "file": file}
         return [found("service.memory.limit", facts, expected=PEAK, observed=limit["max"])]
     places = [(available, "MemAvailable")] if available is not None else []
-    places += [(limit["free"], "the cgroup's memory.max")] if limit else []
+    places += [(limit["free"], f"the cgroup's {posixpath.basename(file)}")] if limit else []
     if not places:
         return [unknown("P12", "neither /proc/meminfo nor the cgroup can be read", Kind.OBSERVABILITY)]
     free, where = min(places)
     if free < COMFORT:
-        facts = {"free_mb": free / MB, "where": where}
+        facts = {"free_mb": free / MB, "where": where, "file": file}
         return [found("service.memory.low", facts, expected=COMFORT, observed=free)]
     return [passed("P12", observed={"free": free, "by": where})]
 

@@ -113,6 +113,12 @@ def deadline_for(context: RunContext, name: str, default_s: float) -> float:
     return context.deadlines.get(name, default_s * context.scale)
 
 
+def lying_here(path: str) -> list[str]:
+    """Return what of the Ollama that the caller names by PATH lies on this machine, beside a simulated host."""
+    binary = "/bin/ollama"
+    return [path, f"{path.removesuffix(binary)}/lib/ollama"] if path.endswith(binary) else [path]
+
+
 def deadline_of(context: RunContext, spec: StageSpec, prior: Mapping[str, StageRecord]) -> float:
     """Return the deadline of the whole of stage SPEC in seconds, knowing what PRIOR stages found."""
     one = deadline_for(context, spec.name, spec.deadline_s)

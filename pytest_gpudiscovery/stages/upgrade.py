@@ -25,6 +25,7 @@ from pytest_gpudiscovery.stages.spec import (
     StageInput,
     StageSpec,
     deadline_of,
+    lying_here,
     not_applicable,
     unknown,
 )
@@ -63,7 +64,7 @@ def in_place(context: RunContext) -> RunContext:
 def _at(context: RunContext, path: str) -> RunContext:
     view = dict(context.view)
     if view.get("kind") == "recorded":
-        view["live"] = [path]  # what the caller names by its path lies on this machine
+        view["live"] = lying_here(path)
     return dataclasses.replace(context, ollama_path=path, view=view, target="backend")
 
 

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytest_gpudiscovery.diagnosis import catalogue
-from pytest_gpudiscovery.diagnosis.resolver import resolve
 from pytest_gpudiscovery.model import Check, CheckOutcome, Finding, Kind, Outcome, StageRecord
-from pytest_gpudiscovery.stages import identity
+from pytest_gpudiscovery.stages import identity, upgrade_reason
 from pytest_gpudiscovery.stages.bootstrap_runner import number
 from pytest_gpudiscovery.stages.identity import mapping, objects, sequence, string
 from pytest_gpudiscovery.stages.spec import StageInput, found, passed, unknown
 
 Facts = Mapping[str, Any]
 SUBJECT = "candidate"
+SAFE = "safe to upgrade to "
 OF_AN_INSTALL = ("package", "closure", "load", "backend", "bootstrap", "serve")
 SLOWER, SLOW_S = 2.0, 5.0  # a discovery that takes twice as long, and longer than this, is worth a word
 STALE_SHOWN = 12
@@ -79,12 +79,15 @@ def compare(
 
     MIXED are those of both releases in one directory, None where unpacking over the installed one leaves nothing.
     """
-    old, new = side(given.prior), side(records)
-    mix = None if mixed is None else side(mixed)
+    old = side(given.prior)
+    new = side(records, old.directories)
+    mix = None if mixed is None else side(mixed, old.directories)
     package = given.prior.get("package")
     lib = string(mapping(package.facts if package else None).get("lib_dir")) or "lib/ollama"
-    checks = [_gpus(old, new), _in_place(new, mix, stale, lib), *_variables(given.context.env, old, new)]
-    checks.append(_time(old, new))
+    kept = _gpus(old, new)
+    safe = f"{SAFE}{new.version}; " if kept.outcome is CheckOutcome.PASSED else ""
+    checks = [kept, _in_place(new, mix, stale, lib), *_variables(given.context.env, old, new, safe)]
+    checks.append(_time(old, new, safe))
     comparison = {
         "installed": old.to_json(),
         "candidate": new.to_json(),
@@ -101,8 +104,8 @@ def compare(
     return Said(tuple(checks), sentence, comparison)
 
 
-def side(records: Mapping[str, StageRecord]) -> Side:
-    """Return what the RECORDS of one install say together."""
+def side(records: Mapping[str, StageRecord], used: Sequence[str] = ()) -> Side:
+    """Return what the RECORDS of one install say together; USED are the directories that the other one's GPUs need."""
     package, bootstrap, serve = (records.get(name) for name in ("package", "bootstrap", "serve"))
     facts = mapping(package.facts if package else None)
     seen = mapping(bootstrap.facts if bootstrap else None)
@@ -123,7 +126,7 @@ def side(records: Mapping[str, StageRecord]) -> Side:
         computes=None if computes is None else tuple(computes),
         served=number(said.get("seconds")),
         mute=serve is not None and serve.outcome is not Outcome.NOT_REACHED and computes is None,
-        reason=_reason(mine),
+        reason=upgrade_reason.of(mine, used),
         warnings=tuple(
             dict.fromkeys(
                 check.finding.cause
@@ -137,16 +140,6 @@ def side(records: Mapping[str, StageRecord]) -> Side:
 
 def _cuda(devices: Any) -> list[Facts]:
     return [gpu for gpu in objects(devices) if gpu.get("library") == "CUDA"]
-
-
-def _reason(records: Sequence[StageRecord]) -> Finding | None:
-    """Return the finding that blocks first in RECORDS, by the resolver's own ranking."""
-    numbers = {record.name: index for index, record in enumerate(records)}
-    blockers = resolve(records, numbers)
-    if not blockers:
-        return None
-    findings = [finding for record in records for _, finding in record.findings]
-    return next((finding for finding in findings if finding.cause == blockers[0].cause), None)
 
 
 # --- the checks ------------------------------------------------------------------------------------------------------
@@ -201,7 +194,7 @@ def _in_place(new: Side, mix: Side | None, stale: list[str], lib: str) -> Check:
     return passed("P99", Kind.RISK, subject=SUBJECT, reason=reason, observed=stale[:STALE_SHOWN])
 
 
-def _variables(env: Mapping[str, str], old: Side, new: Side) -> list[Check]:
+def _variables(env: Mapping[str, str], old: Side, new: Side, safe: str) -> list[Check]:
     """Judge P100: variables that the service sets and that mean something else for the candidate."""
     changed = [
         entry
@@ -209,7 +202,12 @@ def _variables(env: Mapping[str, str], old: Side, new: Side) -> list[Check]:
         if env.get(entry["name"]) and old.era and old.era in entry["from"] and new.era and new.era in entry["to"]
     ]
     checks = [
-        found("upgrade.variable", {**entry, "value": env[entry["name"]]}, subject=SUBJECT, observed=entry["name"])
+        found(
+            "upgrade.variable",
+            {**entry, "value": env[entry["name"]], "safe": safe},
+            subject=SUBJECT,
+            observed=entry["name"],
+        )
         for entry in changed
     ]
     return checks or [passed("P100", Kind.RISK, subject=SUBJECT)]
@@ -222,7 +220,7 @@ def meanings() -> list[dict[str, str]]:
     return [{key: str(value) for key, value in entry.items()} for entry in json.loads(text)]
 
 
-def _time(old: Side, new: Side) -> Check:
+def _time(old: Side, new: Side, safe: str) -> Check:
     """Judge P101: how long the candidate's discovery takes beside the installed one's."""
     if new.seconds is None:
         return unknown("P101", "the candidate's discovery was not timed", Kind.RISK, subject=SUBJECT)
@@ -230,7 +228,7 @@ def _time(old: Side, new: Side) -> Check:
         if seconds is None or seconds <= SLOW_S or (before is None and seconds is not new.seconds):
             continue
         if before is None or seconds > SLOWER * before:
-            facts = {"seconds": seconds, "before": before or 0.0, "version": new.version}
+            facts = {"seconds": seconds, "before": before or 0.0, "version": new.version, "safe": safe}
             return found("upgrade.slower", facts, subject=SUBJECT, expected=before, observed=seconds)
     text = f"{new.seconds:.2f} s" + ("" if old.seconds is None else f", installed {old.seconds:.2f} s")
     if new.served is not None:
@@ -258,7 +256,7 @@ def _names_of(records: Mapping[str, StageRecord]) -> dict[tuple[str, str], Facts
     closure = records.get("closure")
     facts = mapping(closure.facts if closure else None)
     return {
-        (str(item.get("directory")), str(name.get("name"))): name
+        (str(item.get("directory")), _below(str(name.get("name")))): name
         for item in objects(facts.get("closures"))
         if item.get("model") == "child"
         for name in objects(item.get("names"))
@@ -269,9 +267,12 @@ def _file(name: Facts | None) -> tuple[str, str] | None:
     """What makes a difference: whether it is found, by which rule, and inside or outside of the release."""
     if name is None:
         return None
-    path = str(name.get("path") or "")
-    place = re.sub(r"^.*/lib/ollama(?=/)", "lib/ollama", path)
-    return (str(name.get("rule")), place if place != path else path)
+    return (_below(str(name.get("rule"))), _below(str(name.get("path") or "")))
+
+
+def _below(text: str) -> str:
+    """Return TEXT, a path or a rule that ends in one, without the place of the release: the two lie side by side."""
+    return re.sub(r"/\S*/lib/ollama(?=/)", "lib/ollama", text)
 
 
 def _shown(name: Facts | None) -> Any:
@@ -298,10 +299,10 @@ def _sentence(checks: list[Check], old: Side, new: Side) -> str:
         return f"cannot tell whether {new.version} keeps the GPUs"
     warned = [check.finding.summary for check in checks if check.outcome is CheckOutcome.WARNED and check.finding]
     gained = len(new.gpus or ()) - len(old.gpus or ()) if old.gpus is not None else 0
-    text = f"safe to upgrade to {new.version}"
+    text = f"{SAFE}{new.version}"
     if old.gpus is None or gained > 0:
         text += f": {len(new.gpus or ())} GPU(s)" + (f", {gained} more than {old.version}" if gained > 0 else "")
-    return f"{text}; {warned[0]}" if warned else text
+    return f"{text}; {warned[0].removeprefix(f'{SAFE}{new.version}; ')}" if warned else text
 
 
 def _same(one: Facts, other: Facts) -> bool:

@@ -73,6 +73,27 @@ def test_what_the_log_says_outright_comes_first(name: str) -> None:
     assert {level: candidates(explained(name, level))[0] for level in shown} == dict.fromkeys(shown, wanted)
 
 
+@pytest.mark.parametrize("name", ["0.16.3-sim-eager", "0.16.3-sim-hang-cuinit", "0.32.15-sim-hang-cuinit"])
+def test_a_log_of_trace_level_that_grep_left_info_of_excludes_no_true_cause(name: str) -> None:
+    """The child's own INFO lines stay, so its last words seem to be those of a child that came no further."""
+    kept = [line for line in FILES[f"{name}.log"].splitlines(keepends=True) if b"level=INFO" in line]
+    found = reading.explain(b"".join(kept))
+    assert found["servers"][0]["log_level"]["level"] == "INFO"
+    assert cause(SIDECARS[name]) <= set(candidates(found))
+
+
+@pytest.mark.parametrize("name", ["0.16.3-healthy-nogpu", "0.16.3-sim-healthy", "0.32.15-healthy-nogpu"])
+@pytest.mark.parametrize("level", ["INFO", "DEBUG"])
+def test_a_lower_level_is_the_same_log_filtered(name: str, level: str) -> None:
+    """A server's end and the order of what its threads say differ from run to run."""
+    said = []
+    for data in (at(name, level), FILES[f"{name}-{level.lower()}.log"]):
+        messages = re.findall(rb' msg=("[^"]*"|\S+)', data)
+        said.append(messages[: next(i for i, text in enumerate(messages) if b"vram-based" in text)])
+    wanted, found = (sorted(re.sub(rb"\d+", b"", text) for text in messages) for messages in said)
+    assert found == wanted
+
+
 def test_every_log_has_its_sidecar_and_every_fault_its_cause() -> None:
     assert {name.rpartition(".")[0] for name in FILES} == set(SIDECARS)
     faults = {sidecar["fault"].removeprefix("gpu-") for sidecar in SIDECARS.values()}

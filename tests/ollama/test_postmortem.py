@@ -55,6 +55,16 @@ def test_what_it_excludes_and_what_is_left(captured: dict[str, Any]) -> None:
     assert "R13b" in [entry["id"] for entry in analysis["excluded_causes"]]
 
 
+def test_its_failure_line_alone_is_of_no_second_pass() -> None:
+    lines = (CORPUS / "captured.log").read_text(encoding="utf-8").splitlines(keepends=True)
+    found = reading.only("".join(line for line in lines if "failure during" in line))
+    assert found["summary"].endswith("after cuda_v12 timed out in an unknown pass")
+    (analysis,) = found["analyses"]
+    left = {entry["id"] for entry in analysis["candidates"]}
+    assert {"R1", "R24"} <= left  # the first pass, or a refresh
+    assert not left & {"R22", "R23"}, "extra_envs=map[]"
+
+
 def test_what_cannot_be_concluded_from_it(captured: dict[str, Any]) -> None:
     texts = {entry["id"]: entry["text"] for entry in captured["not_concluded"]}
     assert "libggml-cuda.so was never loaded" in texts["not.load"]

@@ -78,6 +78,19 @@ def failed(**changes: object) -> StageRecord:
 # -- words --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("era", "said"),
+    [
+        ("B", 'gives up after 30 s: "failed to finish discovery before timeout"'),
+        ("C", 'gives up after 30 s: "context deadline exceeded"'),
+        ("A", "waits for ever, and says nothing"),
+    ],
+)
+def test_what_ollama_does_about_a_hang_depends_on_its_era(era: str, said: str) -> None:
+    of = verdict(State.BLOCKED, HUNG, versions={"ollama_era": era})
+    assert f"   Ollama    : {said}\n" in wording.failure_block(HUNG, NUMBERS, (), of)
+
+
 def test_a_step_was_open_until_its_childs_deadline_and_not_the_stages() -> None:
     seen = {"open_step": "cuInit(0)", "open_for_s": 14.7}
     one = dataclasses.replace(HUNG, evidence={"cuda_v12": seen})

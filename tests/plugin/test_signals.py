@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import os
 import signal
 import subprocess
+import tarfile
 import time
 from pathlib import Path
 
@@ -86,6 +88,36 @@ def test_a_killed_run_leaves_no_old_green(gate: Runner) -> None:
     assert ended.verdict["verdict"] == "incomplete"
     assert ended.outcomes["nvml"] == "passed", "what had an answer before the kill is in the file"
     assert ended.outcomes["driver"] == "not_selected"
+
+
+def archive(path: Path) -> str:
+    """Make a release archive at PATH that takes seconds to unpack, and return it: 2 GB of nothing in 2 MB."""
+    header = tarfile.TarInfo("bin/ollama")
+    header.size = 128 << 24
+    with path.open("wb") as file:
+        file.write(gzip.compress(header.tobuf()))
+        file.write(gzip.compress(bytes(1 << 24)) * 128)
+    return str(path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_is_killed_while_it_unpacks_leaves_no_old_green(gate: Runner, number: signal.Signals) -> None:
+    report = gate.directory / "gpu-discovery-report"
+    report.mkdir()
+    (report / "verdict.json").write_text('{"verdict": "ready"}', encoding="utf-8")
+    refused = gate("--gpu-ollama", os.devnull)
+    assert refused.code == 4
+    assert refused.verdict == {"verdict": "ready"}, "nothing ran: what an earlier run said stands"
+    command = gate.command("--gpu-ollama", archive(gate.directory / "ollama.tgz"))
+    with subprocess.Popen(command, cwd=gate.directory, env=gate.environment(), stdout=subprocess.DEVNULL) as process:
+        until = time.monotonic() + LIMIT_S
+        while not any(gate.temporary.glob("gpu-discovery-*/*/bin/ollama")):
+            assert time.monotonic() < until
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(number)
+        assert process.wait(LIMIT_S) != 0
+    assert gate.ended(1, "", "", gate.directory).verdict.get("verdict") in (None, "incomplete")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])

@@ -125,6 +125,7 @@ def test_probes_become_the_process_as_far_as_it_goes(start: Any, tmp_path: Path)
     seen = ask(built)
     assert (seen["identity"]["uid"], seen["identity"]["gid"], seen["identity"]["groups"]) == (65534, 12, [44, 65534])
     assert seen["limits"]["NOFILE"] == [300, 400]
+    assert int(built.adopted["capabilities"], 16) == 0, "what root could do is lost with root's user"
     assert built.unspoken == {}
 
 
@@ -142,6 +143,13 @@ def test_no_secret_enters_the_verdict_and_the_file_of_the_context_is_private(sta
 def test_a_process_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UsageProblem, match=r"^--gpu-as=pid:4194303: no such process$"):
         build(4194303, tmp_path)
+
+
+def test_a_process_that_has_ended_is_one_line(tmp_path: Path) -> None:
+    with subprocess.Popen(["/bin/true"]) as ended:
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)  # a zombie until it is waited for
+        with pytest.raises(UsageProblem, match="has ended"):
+            build(ended.pid, tmp_path)
 
 
 @needs_to_look
@@ -232,6 +240,17 @@ def test_another_users_process_is_refused_and_the_verdict_incomplete(tmp_path: P
 )
 def test_the_program_of_the_process(exe: str | None, name: str, binary: str | None) -> None:
     assert process._binary(exe, name) == binary
+
+
+@pytest.mark.parametrize(
+    ("root", "binary"),
+    [("/", "/srv/box/bin/ollama"), ("/srv/box", "/bin/ollama"), ("/srv/bo", "/srv/box/bin/ollama")],
+)
+def test_the_program_of_a_process_in_a_chroot_is_named_as_the_process_names_it(root: str, binary: str) -> None:
+    status = {"uid": 0, "gid": 0, "groups": [], "name": "ollama"}
+    links = {"root": root, "exe": "/srv/box/bin/ollama"}
+    who = process.asked_for(5, supervise=lambda _: fakes.result(answer={"status": status, "links": links}))
+    assert who.binary == binary
 
 
 @given(st.binary(max_size=200))

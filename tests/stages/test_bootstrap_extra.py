@@ -18,7 +18,7 @@ from pytest_gpudiscovery.stages.bootstrap_extra import runs
 from pytest_gpudiscovery.stages.protocol import of
 from pytest_gpudiscovery.stages.spec import Judgement, RunContext, StageInput
 from tests.fakes import context
-from tests.stages.bootstrap_answers import PACKAGE, RUN_B, prior, results, second
+from tests.stages.bootstrap_answers import PACKAGE, RUN_B, prior, process, results, run_c, second
 from tests.stages.hostile import ANYTHING, is_sound
 from tests.stages.runtime_answers import LIB, directory
 
@@ -80,6 +80,23 @@ def test_what_the_experiment_changes_is_said(after: dict[str, Any]) -> None:
     assert row(judgement)[1] == "bootstrap.experiment.changes"
     # Neither the experiment nor a trace decides what the stage says of Ollama.
     assert row(judgement, "P91")[0] is CheckOutcome.PASSED
+
+
+@pytest.mark.parametrize("era", ["B", "C"])
+def test_what_ld_so_says_of_the_backend_is_the_answer_of_the_experiment(era: str) -> None:
+    words = "ollama: error while loading shared libraries: libcuda.so.1: cannot open shared object file"
+    after = {**RUN_B, "reason": "exited", "exit": 127, "devices": None, "output": {"text": words, "dropped": 0}}
+    if era == "C":
+        after = run_c(start=process("start", err=words, exit=127), list=process("list", "", words, exit=127))
+    (check,) = [
+        check
+        for check in judged(asked(experiment="preload"), {"preload of cuda_v12": after}).checks
+        if check.prerequisite == "P102"
+    ]
+    assert check.finding is not None
+    assert ", exit status 127" in check.finding.summary
+    assert f"It said: {words}." in check.finding.detail
+    assert "status 127: ld.so could not load the backend" in check.finding.detail
 
 
 def test_a_child_that_was_not_started_leaves_the_experiment_open() -> None:

@@ -92,6 +92,9 @@ def test_a_preloaded_object_that_ends_the_child_without_a_word_is_named() -> Non
     )
     cause, facts = bootstrap_runner.failed(silent, "/bin/ollama", ("libagent.so",), 30.0) or ("", {})
     assert (cause, facts["object"]) == ("bootstrap.exit.preload", "libagent.so")
+    killed = bootstrap_runner.failed(no_answer(exit=-6), "/bin/ollama", ("libagent.so",), 30.0)
+    assert killed is not None
+    assert (killed[0], killed[1]["preloaded"]) == ("bootstrap.exit.signal", " (libagent.so)")
     spoke = no_answer(exit=3, output={"text": "panic: x\n"})
     assert (bootstrap_runner.failed(spoke, "/bin/ollama", ("libagent.so",), 30.0) or ("",))[0] == "bootstrap.exit.other"
 

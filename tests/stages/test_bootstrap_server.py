@@ -25,6 +25,7 @@ from tests.stages.bootstrap_answers import (
     results,
     run_c,
     stuck,
+    thread,
 )
 from tests.stages.hostile import ANYTHING, is_sound, mutated
 from tests.stages.runtime_answers import DEVICE, DRIVER
@@ -108,6 +109,35 @@ def test_the_native_probe_hangs_for_as_long_as_it_was_given(seconds: float, said
     checks = judge(run_c(native={**hung("native"), "seconds": seconds})).checks
     reason = next(check.reason for check in checks if check.prerequisite == "P69")
     assert f"did not end in {said}" in reason
+
+
+@pytest.mark.parametrize(
+    ("exe", "look", "what"),
+    [
+        (SERVER, stuck("/x/hang.so", frames=("hang.so",), listens=None), "preloaded hang.so keeps it from starting"),
+        (SERVER, stuck("/x/libggml-cuda.so", threads=[thread(100, "T")]), "it is stopped"),
+        (SERVER, stuck("/x/libggml-cuda.so", listens=None), "it waits in pause"),
+        (SERVER, stuck("/x/libggml-cuda.so", threads=[thread(100, "S", "")]), "it did not answer within 30 s"),
+        ("/usr/bin/python3", stuck(), "exec of its program did not finish"),
+    ],
+)
+def test_where_llama_server_hangs_is_a_sentence(exe: str, look: dict[str, Any], what: str) -> None:
+    look = {**look, "close": {**look["close"], "exe": exe}}
+    run = run_c(start=process("start", reason="timeout", exit=None, stuck=look), list=None, native=None)
+    found = bootstrap_server.failed(run, ["hang.so"])
+    assert found is not None
+    assert found[1]["what"] == what
+
+
+def test_a_preloaded_object_that_ends_llama_server_without_a_word_is_named() -> None:
+    ended = run_c(list=process("list", "", exit=-6), native=None)
+    found = bootstrap_server.failed(ended, ["libagent.so"])
+    assert found is not None
+    assert (found[0], found[1]["preloaded"]) == ("bootstrap.list.exit", " Preloaded: libagent.so.")
+    assert found[1]["remedy"][0].startswith("env -u LD_PRELOAD")
+    spoke = bootstrap_server.failed(run_c(list=process("list", "", "CUDA error\n", exit=1)), ["libagent.so"])
+    assert spoke is not None
+    assert spoke[1]["preloaded"] == ""
 
 
 def test_no_llama_server() -> None:

@@ -243,6 +243,19 @@ def test_the_cgroups_limits(changes: dict[str, Any], cause: str | None, outcome:
     assert [name for name in hosts.causes(said) if "observe" not in name] == ([cause] if cause else [])
 
 
+@pytest.mark.parametrize("bytes_", [128 << 20, GB], ids=["limit", "low"])
+def test_the_next_command_shows_the_file_that_limits(bytes_: int) -> None:
+    file = "/sys/fs/cgroup/memory/a/memory.limit_in_bytes"
+    cgroup = {
+        "/proc/self/cgroup": hosts.file("4:memory:/a\n0::/\n"),
+        file: hosts.file(f"{bytes_}\n"),
+        "/sys/fs/cgroup/memory/a/memory.usage_in_bytes": hosts.file("1\n"),
+    }
+    said = conclude({}, hosts.h100(**cgroup))
+    (finding,) = [check.finding for check in said.checks if check.prerequisite == "P12" and check.finding]
+    assert f"cat {file}" in finding.next
+
+
 def test_a_version_1_cgroup_is_read_too() -> None:
     view = RecordedView(
         {
@@ -256,7 +269,7 @@ def test_a_version_1_cgroup_is_read_too() -> None:
         }
     )
     assert probe.cgroup(view) == {
-        "memory": {"max": GB, "free": GB // 2},
+        "memory": {"max": GB, "free": GB // 2, "file": "/sys/fs/cgroup/memory/a/memory.limit_in_bytes"},
         "pids": {"max": 50, "free": 30},
         "cpu": None,
     }

@@ -41,7 +41,17 @@ def install(
     SERVES are the devices of its private server, which took SERVED seconds and has the finding SERVE_CAUSE: (), as
     GPUS; None, it gave no answer.
     """
-    checks = (found(cause, {"floor": 550, "reason": "x", "cc": "9.0"}, subject="dir:cuda_v12"),) if cause else ()
+    checks = (
+        (
+            found(
+                cause,
+                {"floor": 550, "reason": "x", "cc": "9.0", "driver": "535.183", "directory": "cuda_v12"},
+                subject="dir:cuda_v12",
+            ),
+        )
+        if cause
+        else ()
+    )
     closure = {
         "closures": [
             {
@@ -97,6 +107,18 @@ def test_a_gpu_that_is_lost_is_named_with_the_reason() -> None:
     assert causes(said) == {"upgrade.loses_gpu": "failed"}
     assert said.sentence.startswith("0.32.15 loses 0000:00:06.0: ")
     assert "550" in said.sentence
+
+
+def test_the_reason_is_of_the_directory_that_the_installed_release_uses() -> None:
+    facts = {"floor": "550", "reason": "x", "cc": "9.0", "directory": "cuda_v12", "driver": "535.183"}
+    ptx = found("closure.kernels.ptx_too_new", {**facts, "needs": "13.0", "driver": "12.2"}, subject="dir:cuda_v13")
+    new = install("0.32.15", "C", cause="closure.driver_floor")
+    checks = (ptx, found("closure.driver_floor", facts, subject="dir:cuda_v12"))
+    new["closure"] = dataclasses.replace(new["closure"], checks=checks)
+    said = compared(install("0.16.3", "B", GPU), new)
+    assert said.sentence == "0.32.15 loses 0000:00:06.0: driver 535.183 is below the floor 550 of cuda_v12"
+    new["closure"] = dataclasses.replace(new["closure"], checks=checks[:1])  # cuda_v12 is not there any more
+    assert "PTX" in compared(install("0.16.3", "B", GPU), new).sentence
 
 
 def test_one_of_two_is_lost() -> None:
@@ -171,11 +193,14 @@ def test_variables_that_mean_something_else() -> None:
     env = {"GGML_BACKEND_PATH": "/x.so", "OLLAMA_DEBUG": "1"}
     said = compared(install("0.16.3", "B", GPU), install("0.32.15", "C", GPU), env=env)
     assert causes(said) == {"upgrade.variable": "warned"}
+    summary = next(check.finding.summary for check in said.checks if check.finding)
+    assert said.sentence == summary == "safe to upgrade to 0.32.15; GGML_BACKEND_PATH means something else there"
     assert causes(compared(install("0.16.3", "B", GPU), install("0.24.0", "B", GPU), env=env)) == {}
 
 
 def test_every_variable_of_the_table_is_complete() -> None:
     for entry in upgrade_compare.meanings():
+        assert entry["meaning"].split()[0] in ("was", "is", "now", "asserted", "chose"), "goes on after: it"
         assert set(entry) == {"name", "from", "to", "meaning", "source"}
         assert set(entry["from"]) <= set("ABC")
         assert set(entry["to"]) <= set("ABC")
@@ -192,6 +217,14 @@ def test_what_moved_in_the_closure() -> None:
     same = install("0.24.0", "B", GPU, names={"libcublas.so.12": "/tmp/new/lib/ollama/cuda_v12/libcublas.so.12"})
     moved = install("0.24.0", "B", GPU, names={"libcublas.so.12": "/usr/lib/libcublas.so.12"})
     assert compared(old, same).comparison["closures"] == []
+    rule = "DT_RPATH of {}/lib/ollama/cuda_v12/libcublas.so.12"
+    for side, place in ((old, "/usr"), (same, "/tmp/new")):  # the backend is named by its path, a rule names a file
+        backend = f"{place}/lib/ollama/cuda_v12/libggml-cuda.so"
+        names = side["closure"].facts["closures"][0]["names"]
+        names[0]["rule"] = rule.format(place)
+        names.append({"name": backend, "path": backend, "rule": "path"})
+    assert compared(old, same).comparison["closures"] == []
+    old = install("0.16.3", "B", GPU, names={"libcublas.so.12": "/usr/lib/ollama/cuda_v12/libcublas.so.12"})
     (change,) = compared(old, moved).comparison["closures"]
     assert (change["name"], change["candidate"]["path"]) == ("libcublas.so.12", "/usr/lib/libcublas.so.12")
 
@@ -299,7 +332,7 @@ def test_a_release_beside_what_is_installed(release: Path, host: str, verdict: s
 
 def test_a_candidate_whose_server_does_not_compute_on_the_gpu_blocks(tmp_path: Path) -> None:
     made = simulate.prepare(simulate.parse("h100-ollama-c:serve.cpu"), str(tmp_path))
-    said = run_gate("h100-ollama", until=None, ollama_candidate=made.ollama)
+    said = run_gate("h100-ollama", until=None, ollama_candidate=f"{made.ollama}/bin/ollama")  # named by its binary
     assert primary(said) == ("upgrade", "failed", "upgrade.loses_gpu")
     assert said.comparison["candidate"]["cause"] == "serve.cpu_alone"
 
