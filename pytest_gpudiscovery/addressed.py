@@ -1,16 +1,18 @@
-"""Next commands in the name of the service that is probed as: the catalogue's are for a unit called `ollama`. Pure."""
+"""Next commands for what was asked about: the catalogue's are for a unit called `ollama` and the Ollama on PATH. Pure."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
+import shlex
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from pytest_gpudiscovery.model import Check
 
 # What a systemctl command of the catalogue may have before and behind the name of the unit.
 _UNIT = re.compile(r"(\bsystemctl (?:show|cat|status|edit|restart)(?: -[pP] \w+)*) ollama\b(?!\.)")
+_GATE = re.compile(r"\bgpu-discovery gate\b(?! --gpu-(?:ollama|as)\b)")
 # A process has no unit to ask: what the kernel says of it (proc(5)).
 _OF_PROCESS = (
     (re.compile(r"\$\(systemctl show -P MainPID ollama\)"), "{pid}"),
@@ -32,6 +34,14 @@ def to_service(checks: Iterable[Check], service: Mapping[str, Any]) -> tuple[Che
     if isinstance(unit, str) and unit not in ("ollama", "ollama.service"):
         return tuple(_with(check, lambda text: _UNIT.sub(lambda found: f"{found[1]} {unit}", text)) for check in checks)
     return tuple(checks)
+
+
+def to_caller(checks: Iterable[Check], named: Sequence[str]) -> tuple[Check, ...]:
+    """Return CHECKS, the gates of their next commands with NAMED, options that name an Ollama or a service."""
+    if not named:
+        return tuple(checks)
+    words = shlex.join(named)
+    return tuple(_with(check, lambda text: _GATE.sub(lambda found: f"{found[0]} {words}", text)) for check in checks)
 
 
 def _process(text: str, pid: int) -> str:

@@ -90,12 +90,19 @@ def build(settings: Settings, run_dir: str) -> RunContext:
         adopted=adopt.describe(who, setup, effective),
         host=host(settings.simulate),
         notes=(*notes, *who.notes, *(entry.note for entry in unpacked)),
+        named=_named(settings),
         not_adopted=stranger,
         unspoken=adopt.unspoken(who) if may_adopt else {},
         unasked=adopt.unasked(who) if may_adopt else {},
         service=dict(who.sandbox) if may_adopt else {},
         caller_env=environment.shown(env) if who.env is not None and may_adopt else {},
     )
+
+
+def _named(settings: Settings) -> tuple[str, ...]:
+    """Return the options that a later gate needs to look at the same Ollama as the same service."""
+    given_options = (("--gpu-ollama", settings.ollama), ("--gpu-as", settings.as_service))
+    return tuple(f"{option}={value}" for option, value in given_options if value is not None)
 
 
 def _profile(settings: Settings) -> Mapping[str, Any]:

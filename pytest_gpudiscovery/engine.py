@@ -191,7 +191,7 @@ class Engine:
         return dataclasses.replace(
             self._record(spec, said.outcome, said.summary, started, time.monotonic() - begun),
             deadline_s=deadline,
-            checks=addressed.to_service(said.checks, self.context.service),
+            checks=addressed.to_caller(addressed.to_service(said.checks, self.context.service), self.context.named),
             steps=said.steps,
             facts=said.facts,
             evidence=said.evidence,

@@ -36,3 +36,14 @@ def test_no_command_of_the_catalogue_asks_another_unit() -> None:
         (check,) = addressed.to_service([found(cause)], UNIT)
         text = check.finding.next if check.finding else ""
         assert not ("systemctl" in text and " ollama " in f"{text.replace('ollama serve', '')} "), (cause, text)
+
+
+def test_a_gate_again_looks_at_the_same_ollama_as_the_same_service() -> None:
+    named = ("--gpu-ollama=/srv/my ollama", "--gpu-as=pid:812")
+    for cause in catalogue.causes():
+        plain, (check,) = found(cause), addressed.to_caller([found(cause)], named)
+        assert plain.finding is not None
+        assert check.finding is not None
+        asked = "gpu-discovery gate '--gpu-ollama=/srv/my ollama' --gpu-as=pid:812"
+        assert check.finding.next == plain.finding.next.replace("gpu-discovery gate", asked)
+    assert addressed.to_caller([plain], ()) == (plain,)

@@ -39,6 +39,7 @@ class RunContext:
     unasked: Mapping[str, str] = field(default_factory=dict)  # stage -> why its probes cannot be run for this service
     service: Mapping[str, Any] = field(default_factory=dict)  # sandbox and state of the adopted service (service/)
     caller_env: Mapping[str, str] = field(default_factory=dict)  # what of the caller's own may be compared with it
+    named: tuple[str, ...] = ()  # the options by which the caller named Ollama and the service, for next commands
     not_adopted: str = ""  # a service was found and probes cannot run as it: then nothing here speaks for it
 
 
