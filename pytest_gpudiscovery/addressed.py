@@ -1,4 +1,4 @@
-"""Next commands for what was asked about: the catalogue's are for a unit called `ollama` and the Ollama on PATH. Pure."""
+"""Next commands for what was asked about: the catalogue's are for a unit `ollama` and the Ollama on PATH. Pure."""
 
 from __future__ import annotations
 
