@@ -86,7 +86,9 @@ def _traced(
     events = timeline.Timeline(journal, prefix)
     before: tuple[str, ...] = ()
     if request["trace"] == "strace":
-        program = timeline.strace(env)
+        with journal.step(f"{prefix}look for strace") as step:
+            program = timeline.strace(env)
+            step.result = program or "not installed: ld.so's own account is all there is"
         if program is None:
             return {"timeline": [], "tracer": None}
         words, env = timeline.under_strace(program, env)

@@ -24,6 +24,7 @@ WORDS = {lddebug.MAPPING: "opened", lddebug.CONSTRUCTOR: "initialised"}
 ACCOUNT = re.compile(r"^\s*\d+:\t")
 OPEN = re.compile(r'^(?:\[pid +\d+\] )?\d+\.\d+ open(?:at2?)?\((?:[^,"]+, )?"([^"]+)".*\) = (-?\d+)(?: ([A-Z]+))?')
 LIBRARY = re.compile(r"\.so(\.[\d.]+)?$")
+PLACES = ("/usr/bin", "/bin", "/usr/local/bin")  # a service's PATH may lack them
 CALL = re.compile(r"^(?:\[pid +\d+\] )?\d+\.\d+ |^strace: ")
 SAID = ("Server listening on", "ggml backend load all from path", "ggml_cuda_init", "load_backend:", "system_info:")
 TRACED = ("-f", "-qq", "-ttt", "-s", "512", "-e", "trace=open,openat,openat2", "-e", "signal=none")
@@ -89,8 +90,8 @@ class Timeline:
 
 
 def strace(env: dict[str, str]) -> str | None:
-    """Return the strace on the PATH of ENV, None where there is none."""
-    places = (f"{part}/strace" for part in env.get("PATH", "").split(":") if part.startswith("/"))
+    """Return the strace on the PATH of ENV or where distributions put it, None where there is none."""
+    places = (f"{part}/strace" for part in (*env.get("PATH", "").split(":"), *PLACES) if part.startswith("/"))
     return next((place for place in places if os.access(place, os.X_OK)), None)
 
 

@@ -199,8 +199,15 @@ def test_nodes_are_seen_as_descriptors_once(monkeypatch: pytest.MonkeyPatch) -> 
     assert made.events == [{"at": 0.1, "what": "has open", "name": "/dev/null"}]
 
 
-def test_strace_is_found_on_the_path_and_gives_the_childs_variables_to_the_child(tmp_path: Any) -> None:
+def test_strace_is_found_on_the_path_or_in_its_place_and_gives_the_childs_variables_to_the_child(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(timeline, "PLACES", (str(tmp_path / "usr"),))
     assert timeline.strace({"PATH": f"relative:{tmp_path}"}) is None
+    (tmp_path / "usr").mkdir()
+    (tmp_path / "usr/strace").write_text("")
+    (tmp_path / "usr/strace").chmod(0o755)
+    assert timeline.strace({"PATH": f"relative:{tmp_path}"}) == f"{tmp_path}/usr/strace"
     (tmp_path / "strace").write_text("")
     (tmp_path / "strace").chmod(0o755)
     program = timeline.strace({"PATH": f"relative:{tmp_path}"})
