@@ -57,6 +57,26 @@ class Builder:
         return self._open is None
 
     @property
+    def another_at(self) -> float | None:
+        """Return the time after which the start of a child begins another refresh; None: it does not."""
+        found = self._open
+        if found is None or found.kind != REFRESH or not found.attempts or found.attempts[-1].started is None:
+            return None
+        return found.attempts[-1].started + ANOTHER_S
+
+    @property
+    def unfinished(self) -> Discovery | None:
+        """Return the refresh that is going on if all that is known of it is the start of its only child."""
+        found = self._open
+        if found is None or found.kind != REFRESH or found.begun_in_log or found.complete or found.took_s is not None:
+            return None
+        told = found.left_out or found.verified or found.overrides or found.notes or found.events or found.devices
+        child = found.attempts[0] if len(found.attempts) == 1 else None
+        if told or child is None or child.outcome != records.OPEN or child.said or child.started is None:
+            return None
+        return found if child.announced and child.path is None and child.extra is None else None
+
+    @property
     def serving(self) -> bool:
         """Whether the server's first discovery is over."""
         return self._serving

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
+import contextlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
-from operator import le, sub
-from typing import Any
 
 from pytest_gpudiscovery.ollama.children import STAMP_S
 from pytest_gpudiscovery.ollama.gotime import duration, stamp
@@ -18,62 +15,23 @@ from pytest_gpudiscovery.ollama.sessions import Server
 
 LONGEST_S = ANOTHER_S - 0.1  # of a refresh that is left out
 SPANS = 256
-
-# What counts of one refresh: its least and its greatest time, how long it took, and the milliseconds of that (None
-# where it is another unit).
-Given = tuple[bytes, bytes, bytes, bytes | None]
+MINUTE, SECOND = len("2026-02-25T08:54:"), len("2026-02-25T08:54:04")
 
 
 @dataclass(eq=False)
 class Episode:
-    """A refresh that was read in full, and what it did."""
+    """A refresh that was read in full, and what it did. `spelling` has the letters of the server's own lines."""
 
     server: Server
-    token: object  # of the servers, before it and after it
-    lines: int  # of the server itself
-    inside: int  # of its children, where they stand between those in `whole`
+    spelling: str
     carrier: str
     failed: bool
-    whole: re.Pattern[bytes]
     zone: str
+    unfinished: bool = False  # its child was started, and that is all: the next one's start ends it
 
     def time(self, text: bytes) -> float | None:
         """Return as seconds since 1970 what the server wrote as TEXT."""
         return stamp(text.decode() + self.zone)[0]
-
-
-@dataclass(eq=False)
-class Quiet:
-    """A line that changes nothing that is told: of a child while its refresh may yet go well, or is over."""
-
-    pattern: re.Pattern[bytes]
-    server: Server
-    token: object  # of the servers, before it and after it
-    carrier: str
-    zone: str
-    inside: bool  # it is of a child: nothing while a refresh is going on, either
-    has_time: bool
-
-
-@dataclass(eq=False)
-class Node:
-    """A place in the lines of the refreshes that are known."""
-
-    next: list[tuple[re.Pattern[bytes], Node]] = field(default_factory=list)
-    keys: dict[bytes, Node] = field(default_factory=dict)
-    firsts: set[int] = field(default_factory=set)  # the first bytes of those lines
-    has_time: bool = False
-    episode: Episode | None = None
-
-    def after(self, buffer: bytes, place: int, end: int) -> tuple[Node | None, re.Match[bytes] | None]:
-        """Return which place comes after this one when the line at PLACE of BUFFER is read, and how it was found."""
-        for index, (pattern, child) in enumerate(self.next):
-            found = pattern.match(buffer, place, end)
-            if found is not None:
-                if index:
-                    self.next.insert(0, self.next.pop(index))
-                return child, found
-        return None, None
 
 
 @dataclass
@@ -81,15 +39,18 @@ class Held:
     """A refresh that was left out and may still be read."""
 
     episode: Episode
-    text: bytes
-    number: int  # of its first line
-    given: Given
-    lines: int  # that say something
-    late: list[tuple[bytes, int]] = field(default_factory=list)  # and behind them, with their numbers
+    lines: list[tuple[bytes, int]]  # that say something, with their numbers
+    first: bytes  # its least time
+    last: bytes  # its greatest
+    took: bytes  # how long it took, as the server wrote it
+    late: list[tuple[bytes, int]] = field(default_factory=list)  # of its child, behind them
+    late_times: list[bytes] = field(default_factory=list)
 
     def ended_before(self, time: float | None) -> bool:
         """Whether a child that writes at TIME is none of its children."""
-        ended = self.episode.time(self.given[1])
+        if self.episode.unfinished:
+            return False
+        ended = self.episode.time(self.last)
         return time is not None and ended is not None and time > ended + 2 * STAMP_S
 
 
@@ -124,51 +85,48 @@ class Tally:
         self._carriers[carrier] += count
         self.lines += count
 
-    def count(self, episode: Episode, lines: int, given: list[Given], number: Callable[[int], int]) -> None:
-        """Count what is left out for good, LINES of each; NUMBER gives the line where one of them begins."""
-        refreshes, count = episode.server.builder.refreshes, len(given)
+    def count(
+        self, episode: Episode, took: Sequence[bytes], first: Callable[[int], bytes], number: Callable[[int], int]
+    ) -> None:
+        """Count refreshes like EPISODE that are left out for good and TOOK as long as the server wrote.
+
+        FIRST gives the least time of one of them, NUMBER the number of its first line.
+        """
+        refreshes, count = episode.server.builder.refreshes, len(took)
         refreshes.seen += count
-        self.add_lines(episode.server, episode.carrier, lines * count)
-        firsts, lasts, _, short = zip(*given, strict=True)
-        self.span(episode, min(firsts), max(lasts))
         if episode.failed:
             refreshes.failed += count
+        if episode.failed or episode.unfinished:
             return
-        took = list(map(float, short)) if None not in short else [_ms(groups) for groups in given]
-        slowest, fastest = max(took), min(took)
-        index = took.index(slowest)
-        if slowest >= SLOW_S * 1e3:
+        about = _milliseconds(took)
+        index = about.index(max(about))
+        slowest, fastest = _seconds(took[index]), _seconds(took[about.index(min(about))])
+        if slowest >= SLOW_S:
             refreshes.slow += sum(
-                seconds_of(given[place]) >= SLOW_S for place, ms in enumerate(took) if ms > SLOW_S * 999
+                ms > SLOW_S * 1001 or _seconds(took[at]) >= SLOW_S for at, ms in enumerate(about) if ms > SLOW_S * 999
             )
-        slowest, fastest = seconds_of(given[index]), seconds_of(given[took.index(fastest)])
         if refreshes.slowest_s is None or slowest >= refreshes.slowest_s:
-            refreshes.took(slowest, episode.time(given[index][0]), number(index))
+            refreshes.took(slowest, episode.time(first(index)), number(index))
         if refreshes.fastest_s is None or fastest < refreshes.fastest_s:
             refreshes.fastest_s = fastest
 
 
-def reduced(given: list[tuple[Any, ...]]) -> list[Given]:
-    """Return what counts of GIVEN, the groups of refreshes, as far as they were over in time."""
-    minutes, *seconds, took, short = zip(*given, strict=True)
-    if all(all(map(le, one, other)) for one, other in pairwise(seconds)):
-        first, last = seconds[0], seconds[-1]
-    else:
-        first, last = tuple(map(min, *seconds)), tuple(map(max, *seconds))
-    spent = list(map(sub, map(float, last), map(float, first)))
-    over = next((index for index, seconds in enumerate(spent) if seconds > LONGEST_S), len(given))
-    colon = b":"
-    return [
-        (minute + colon + one, minute + colon + other, value, ms)
-        for minute, one, other, value, ms in zip(minutes[:over], first, last, took, short, strict=False)
-    ]
+def may_be_two(first: bytes, last: bytes) -> bool:
+    """Whether a refresh whose least and greatest times are FIRST and LAST, of one zone, lasted as long as two do."""
+    if first[:MINUTE] == last[:MINUTE]:
+        return float(last[MINUTE:]) - float(first[MINUTE:]) > LONGEST_S
+    return (stamp(last.decode())[0] or 0.0) - (stamp(first.decode())[0] or 0.0) > LONGEST_S
 
 
-def _ms(groups: Given) -> float:
-    """Return about how many milliseconds a refresh took."""
-    return seconds_of(groups) * 1e3
+_SCALES = {b"ms": 1.0, **{b"%ds" % digit: 1e3 for digit in range(10)}}
 
 
-def seconds_of(groups: Given) -> float:
-    """Return how long a refresh took."""
-    return duration(groups[2].decode()) or 0.0
+def _milliseconds(texts: Sequence[bytes]) -> list[float]:
+    """Return about how many milliseconds each of TEXTS, durations, are."""
+    with contextlib.suppress(ValueError, KeyError):  # 1m2s, 20us
+        return [float(text.rstrip(b"ms")) * _SCALES[text[-2:]] for text in texts]
+    return [_seconds(text) * 1e3 for text in texts]
+
+
+def _seconds(text: bytes) -> float:
+    return duration(text.decode()) or 0.0

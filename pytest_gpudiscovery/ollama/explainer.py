@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from pytest_gpudiscovery.ollama import logline
 from pytest_gpudiscovery.ollama.logline import LogLine
-from pytest_gpudiscovery.ollama.logread import Read, Reader
+from pytest_gpudiscovery.ollama.logread import DISCOVERING, Read, Reader
 from pytest_gpudiscovery.ollama.logrepeat import Repeats
 from pytest_gpudiscovery.ollama.logthin import Thinner
 from pytest_gpudiscovery.ollama.messages import CLOSE, OPEN, Message, identify
@@ -15,7 +15,7 @@ from pytest_gpudiscovery.ollama.sessions import Server, Servers
 from pytest_gpudiscovery.ollama.words import Word, recognise
 
 # How many lines after a message are all looked at, not only those with a message in them.
-AT_FIRST, DISCOVERING, AFTER_RESULT = 2000, 20_000, 64
+AT_FIRST, AFTER_RESULT = 2000, 64
 # "starting runner" for a model: no discovery (children.is_discovery).
 MODEL_RUNNER, START = b" --model ", b"starting runner"
 

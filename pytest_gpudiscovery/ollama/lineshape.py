@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from pytest_gpudiscovery.ollama.messages import messages
-from pytest_gpudiscovery.ollama.words import HINTS
 
 _STAMP = rb"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d"
-_MINUTE = rb"\d{4}-\d\d-\d\d[T ]\d\d:\d\d"
 _DURATION = rb"(?:\d{1,9}(?:\.\d{1,12})?(?:h|ms|m|s|\xc2\xb5s|\xce\xbcs|us|ns)){1,3}"
 # What differs: how it is found in a line, and what stands for it. The writer's own time and a duration are captured.
 _KINDS: dict[str, tuple[bytes, bytes]] = {
@@ -26,26 +25,72 @@ _KINDS: dict[str, tuple[bytes, bytes]] = {
     "uptime": (rb"\A\[ {0,11}\d{1,10}\.\d{6}\]", rb"\[ {0,11}\d{1,10}\.\d{6}\]"),
     "micros": (rb'(?<=_TIMESTAMP":")\d{1,18}|(?<="__SEQNUM":")\d{1,18}', rb"\d{1,18}"),
     "cursor": (rb'(?<="__CURSOR":")[\w=;]{1,300}', rb"[\w=;]{1,300}"),
-    "port": (rb"(?<=--port )\d{1,5}|(?<=127\.0\.0\.1:)\d{1,5}|(?<=\[::1\]:)\d{1,5}", rb"\d{1,5}"),
+    "port": (rb"(?<=--port )\d{1,5}|(?<=\d\d\d\.\d\.\d\.\d:)\d{1,5}|(?<=\[::\d\]:)\d{1,5}", rb"\d{1,5}"),
     "duration": (rb"(?<=duration=)" + _DURATION, rb"(?P<duration>" + _DURATION + rb")"),
     "memory": (rb"(?<=FreeMemory:)\d{1,20}|(?<=reporting free: )\d{1,20}", rb"\d{1,20}"),
 }
 _ANY = re.compile(b"|".join(rb"(?P<%s>%s)" % (name.encode(), find) for name, (find, _) in _KINDS.items()))
 _ONCE = ("own", "duration")  # a second one in the same line must be the same, like all that is not listed
-TIME, DURATION = b"\0own\0", b"\0duration\0"  # as they stand in a key
-_DIGITS = bytes.maketrans(b"0123456789", b"0" * 10)
+DIGITS = bytes.maketrans(b"0123456789", b"0" * 10)
 _ESCAPED = re.compile(rb"\\[0-9ux]|\x1b")  # digits that are letters
 _PLAIN_JSON = re.compile(rb'"(?:MESSAGE|log)":"')
 TEMPLATE_LIMIT = 1000  # bytes
-STRETCH = 32 << 10  # bytes that are searched at once
-# Every line that says something has one of these in it; it may be wrapped in JSON, or have escape sequences.
-_HINTS = (b"msg", b"{", b"\x1b", b"\\", b".go:", b"INFO", b"WARN", b"DEBUG", b"ERROR",
-          *(hint.encode() for hint in HINTS))  # fmt: skip
+TEMPLATES = 4000  # whose parts are known
+_CURSOR = re.compile(rb'"__CURSOR":"[\w=;]{1,300}')
+_NO_CURSOR = b'"__CURSOR":"'
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a line without cursor is made of: the same for all lines with its template."""
+
+    fixed: tuple[slice, ...]  # what is the same in lines that say the same and have its template
+    kinds: tuple[bytes, ...]  # what is between those
+    time: slice | None  # the writer's own time
+    duration: slice | None  # the value of duration=
+
+    def key(self, line: bytes) -> bytes:
+        """Return what LINE has in common with those that say the same."""
+        return b"".join([line[part] + kind for part, kind in zip(self.fixed, self.kinds, strict=True)])
+
+
+_known: dict[bytes, Parts] = {}
+
+
+def parts(line: bytes, its_template: bytes) -> Parts:
+    """Return what LINE, which has no cursor, is made of."""
+    found = _known.get(its_template)
+    if found is None:
+        if len(_known) >= TEMPLATES:
+            _known.clear()
+        found = _known[its_template] = _parts(line)
+    return found
+
+
+def _parts(line: bytes) -> Parts:
+    fixed, kinds, end = [], [], 0
+    once: dict[str, slice] = {}
+    for found in _ANY.finditer(line):
+        kind = found.lastgroup or ""
+        if kind in _ONCE:
+            if kind in once:
+                continue
+            once[kind] = slice(*found.span())
+        fixed.append(slice(end, found.start()))
+        kinds.append(b"\0" + kind.encode() + b"\0")
+        end = found.end()
+    return Parts((*fixed, slice(end, None)), (*kinds, b""), once.get("own"), once.get("duration"))
+
+
+def without_cursor(text: bytes) -> bytes:
+    """Return TEXT, one line or more, without the journal's cursors: nothing in them is looked at."""
+    return _CURSOR.sub(_NO_CURSOR, text) if b"{" in text and _NO_CURSOR in text else text
 
 
 def key(line: bytes) -> bytes:
     """Return what LINE has in common with those that say the same."""
-    return _ANY.sub(lambda found: b"\0" + (found.lastgroup or "").encode() + b"\0", line)
+    line = without_cursor(line)
+    return parts(line, line.translate(DIGITS)).key(line)
 
 
 def pattern(line: bytes) -> re.Pattern[bytes]:
@@ -64,48 +109,26 @@ def pattern(line: bytes) -> re.Pattern[bytes]:
     return re.compile(b"".join([*parts, re.escape(line[end:]), rb"\n"]))
 
 
-def whole(lines: Sequence[bytes]) -> re.Pattern[bytes]:
-    """Return what matches LINES, one after the other in one minute, and those that say the same, and requests.
-
-    Groups: the minute; of each line that has a time the seconds; the value of the last duration=, and the number
-    of milliseconds in it where those are its unit. The first line has a time, the last one both.
-    """
-    parts = [pattern(line).pattern for line in lines]
-    times = 0
-    for index, part in enumerate(parts):
-        before, found, after = part.partition(_KINDS["own"][1])
-        if found:
-            minute = rb"(?P=minute)" if times else rb"(?P<minute>" + _MINUTE + rb")"
-            before, found, times = before + minute, rb":(\d\d\.\d{1,9})", times + 1
-        took = rb"((\d{1,9}(?:\.\d{1,12})?)ms|%s)" % _DURATION if index == len(parts) - 1 else _DURATION
-        parts[index] = before + found + after.replace(_KINDS["duration"][1], took)
-    return re.compile(rb"(?:\[GIN[^\n]{0,900}\n)*".join(parts))
-
-
-def begins_the_same(line: bytes) -> bool:
-    """Return whether those that say the same as LINE have its first byte."""
-    found = _ANY.search(line)
-    return found is None or found.start() > 0
-
-
 def zone(line: bytes) -> str:
     """Return what follows the writer's own time in LINE: "-05:00", "Z"; empty where it has none."""
     found = re.search(rb"time=" + _STAMP + rb"\.\d{1,9}(\S{0,8}) level=", line)
     return found[1].decode("ascii", "replace") if found else ""
 
 
+def later(time: bytes, seconds: float) -> bytes:
+    """Return a writer's own TIME with as many digits, SECONDS later, rounded down; TIME itself where there is none."""
+    second, dot, fraction = time.decode().partition(".")
+    try:
+        then = datetime.fromisoformat(second) + timedelta(seconds=float(f"0.{fraction}") + seconds)
+    except (ValueError, OverflowError):
+        return time
+    text = f"{then:%Y-%m-%d{second[10]}%H:%M:%S}{dot}{then.microsecond:06}000"
+    return max(time, text[: len(time)].encode())
+
+
 def template(line: bytes) -> bytes:
-    """Return LINE without the values of its digits."""
-    return line.translate(_DIGITS)
-
-
-def dull(buffer: bytes, place: int, end: int) -> int:
-    """Return where those lines of BUFFER end, from PLACE to END, that say nothing for sure: no hint is in them."""
-    end = limit = min(end, place + STRETCH)
-    for hint in _HINTS:
-        found = buffer.find(hint, place, limit)
-        limit = found if found >= 0 else limit
-    return buffer.rfind(b"\n", place, limit) + 1 or place
+    """Return LINE, or lines, without cursors and the values of digits."""
+    return without_cursor(line).translate(DIGITS)
 
 
 def says_nothing_for_others(line: bytes) -> bool:

@@ -18,9 +18,12 @@ from pytest_gpudiscovery.ollama.messages import filter_pattern
 
 BLOCK = 1 << 20  # bytes a read
 LINE_LIMIT = 64 * 1024  # bytes of a line that are given
+DISCOVERING = 20_000  # lines that all count where a discovery may be going on
 BEFORE = 4096  # bytes before a message in a line that has no beginning in sight
 Read = Callable[[int], bytes]  # like io.RawIOBase.read: b"" at the end
-# Given a buffer, where a line begins in it and where its whole lines end: where the next line to be given begins.
+# Given a buffer, where a line begins in it and where its whole lines end: where the next line to be given begins; WAIT
+# when that depends on lines that are still to come.
+WAIT = -1
 Skip = Callable[[bytes, int, int], int]
 
 _UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
@@ -36,9 +39,11 @@ class Reader:
     cut_lines: int = 0
     last_line: bytes = field(default=b"", repr=False)  # the last complete line that had something in it
     skip: Skip | None = None  # asked before a line is given
+    may_wait: bool = False  # more lines may come behind the buffer
     _buffer: bytes = field(default=b"", repr=False)
     _before: int = 0  # lines before `_counted`
     _counted: int = 0  # a place in the buffer
+    _waits: int | None = None  # where the lines begin that are looked at again when there is more
 
     def number(self, place: int) -> int:
         """Return the number, from 1, of the line that begins at PLACE of the buffer; places may only grow."""
@@ -46,34 +51,46 @@ class Reader:
         self._counted = place
         return self._before + 1
 
+    def passed(self, lines: int, place: int) -> None:
+        """Say that LINES, from the one whose number was asked for last, end at PLACE of the buffer."""
+        self._before += lines
+        self._counted = place
+
     def left_out(self, lines: int) -> None:
         """Say that LINES of the log were left out before what is read next."""
         self._before += lines
 
     def lines(self) -> Iterator[tuple[bytes, int]]:
         """Yield, without their ends, the lines that matter and their numbers. Raises what READ raises."""
-        left = b""
-        for block in self._blocks():
-            buffer = left + block
-            self._buffer, self._counted = buffer, 0
+        left, blocks = b"", self._blocks()
+        stopped: BaseException | None = None
+        while stopped is None:
+            try:
+                buffer = left + next(blocks)
+            except (StopIteration, OSError, KeyboardInterrupt) as error:
+                stopped = error
+                break
+            self._buffer, self._counted, self._waits = buffer, 0, None
             end = buffer.rfind(b"\n") + 1
             kept = end
-            if (
-                len(buffer) - end > LINE_LIMIT
-            ):  # no end in sight: give what there is, keep enough to recognise a message
+            self.may_wait = len(buffer) - end <= LINE_LIMIT
+            if not self.may_wait:  # no end in sight: give what there is, keep enough to recognise a message
                 self.cut_lines += 1
                 kept = len(buffer) - LINE_LIMIT // 2
                 yield from self._in(buffer, end)
                 yield from self._in(buffer, kept, end)
             else:
                 yield from self._in(buffer, end)
+                kept = end if self._waits is None else self._waits
             self._note_last(buffer, end)
             self.number(kept)
             left = buffer[kept:]
         if left:
-            self._buffer, self._counted = left, 0
+            self._buffer, self._counted, self.may_wait = left, 0, False
             yield from self._in(left, len(left))
-            self.last_line = left[:LINE_LIMIT] if left.strip() else self.last_line
+            self._note_last(left, len(left))
+        if not isinstance(stopped, StopIteration):
+            raise stopped
 
     def _in(self, buffer: bytes, end: int, position: int = 0) -> Iterator[tuple[bytes, int]]:
         """Yield the lines that matter of BUFFER from POSITION, where one begins, up to END."""
@@ -87,6 +104,9 @@ class Reader:
                 start = max(buffer.rfind(b"\n", position, found.start()) + 1, position, found.start() - BEFORE)
             if self.skip is not None:
                 position = self.skip(buffer, start, end)
+                if position == WAIT:
+                    self._waits = start
+                    return
                 if position > start:
                     continue
             stop = buffer.find(b"\n", start, end)

@@ -11,25 +11,25 @@ What is known of the lines is learnt in logknown.py from those that are read in 
 
 from __future__ import annotations
 
-import re
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from operator import itemgetter
 
 from pytest_gpudiscovery.ollama import lineshape
-from pytest_gpudiscovery.ollama.episodes import LONGEST_S, Episode, Given, Held, Tally, reduced
-from pytest_gpudiscovery.ollama.gotime import stamp
-from pytest_gpudiscovery.ollama.logknown import LINES, SHORT, Known
+from pytest_gpudiscovery.ollama.episodes import Held, Tally
+from pytest_gpudiscovery.ollama.logknown import LINES, Known
 from pytest_gpudiscovery.ollama.logline import LogLine
-from pytest_gpudiscovery.ollama.logread import Reader
+from pytest_gpudiscovery.ollama.logparts import Part, Parts
+from pytest_gpudiscovery.ollama.logread import DISCOVERING, WAIT, Reader
 from pytest_gpudiscovery.ollama.logrun import Runs
+from pytest_gpudiscovery.ollama.logspell import LIMIT, LOOSE, Spelling
 from pytest_gpudiscovery.ollama.messages import CHILD, Message
-from pytest_gpudiscovery.ollama.refreshes import FAILED_KEPT
 from pytest_gpudiscovery.ollama.sessions import Server, Servers
 from pytest_gpudiscovery.ollama.words import Word
 
-BETWEEN = 1000  # lines that say nothing inside a refresh
-MINUTE = len("2026-02-25T08:54")
-_is_milliseconds = re.compile(rb"\d{1,9}(?:\.\d{1,12})?ms").fullmatch
+WAITING = 64 << 10  # bytes that are looked at again when more lines have come
+SHORTEST, LONGEST = 4 << 10, 256 << 10  # bytes that are spelled at once
 
 
 class Repeats:
@@ -41,181 +41,182 @@ class Repeats:
         self._reader, self._servers, self._read = reader, servers, read_in_full
         self._tally = Tally(carriers)
         self._known = Known(servers)
+        self._speller = self._known.speller
         self._runs = Runs(reader, servers, self._tally, read_in_full)
         self._held: dict[int, Held] = {}  # by the number of the server
-        self._failed: set[int] = set()  # servers that have had as many failed refreshes as are kept
+        self._parts = Parts(self._known, servers, self._held)
+        self._size = SHORTEST  # bytes that are spelled next
+        self._partial = False  # what was spelled last ends in the middle of something
 
     # What the reader asks.
 
     def skip(self, buffer: bytes, start: int, end: int) -> int:
-        """Return where, at START or after it, the next line begins that must be read in full."""
-        reader, known, place = self._reader, self._known, start
-        if reader.window > 0:
+        """Return where, at START or after it, the next line begins that must be read in full; or WAIT."""
+        if self._reader.window > 0:
             place = self._skip_nothing(buffer, start, end)
             if place > start:
                 return place
         place = self._runs.skip(buffer, start, end)
-        if place > start:
+        if place > start or not self._known.begins:
             return place
-        while known.recent and known.root.after(buffer, place, end)[0] is not None:
+        while True:
             before = place
-            for episode in known.recent:
-                place = self._skip_alike(episode, buffer, place, end)
-                if place > before:
-                    known.prefer(episode)
-                    break
-            if place == before:
-                place = self._skip_one(buffer, place, end)
-            if place == before:
-                break
-            reader.window = 0
-        if place == start and self._held:
-            place = self._skip_quiet(buffer, start, end)
-        return place
-
-    def _skip_quiet(self, buffer: bytes, place: int, end: int) -> int:
-        """Return where the line ends that begins at PLACE, when it changes nothing behind a refresh that is held."""
-        stop = buffer.find(b"\n", place, end)
-        if stop < 0 or stop - place > SHORT:
-            return place
-        known = self._known.quiet(buffer, place, stop)
-        held = self._held.get(known[0].server.number) if known else None
-        if held is None or len(held.late) >= LINES or held.episode.server.builder.idle is False:
-            return place
-        held.late.append((buffer[place:stop], self._reader.number(place)))
-        self._servers.stands_beside(held.episode.server)
-        self._reader.window -= 1
-        self._runs.interrupt()
-        return stop + 1
+            place = self._skip_alike(buffer, place, end)
+            if place == WAIT and before > start:
+                return before
+            if place in (before, WAIT):
+                return place
 
     def _skip_nothing(self, buffer: bytes, place: int, end: int) -> int:
         """Return where the lines end that say nothing, from PLACE on, where every line counts."""
-        window, known = self._reader.window, self._known.nothing
+        window, speller = self._reader.window, self._speller
         while window > 0:
             stop = buffer.find(b"\n", place, end)
-            if stop < 0 or stop - place > SHORT:
+            if stop < 0:
                 break
-            line = buffer[place:stop]
-            if line.startswith(b"[GIN") or lineshape.template(line) in known:
-                place, window = stop + 1, window - 1
-                continue
-            dull = lineshape.dull(buffer, place, end)
+            dull = speller.dull.end(buffer, place, end)
+            if dull == place:
+                if stop - place > LIMIT or not speller.nothing(buffer[place:stop]):
+                    break
+                dull = stop + 1
             count = buffer.count(b"\n", place, dull)
-            if not count:
-                break
             if count > window:
                 dull, count = stop + 1, 1
             place, window = dull, window - count
         self._reader.window = window
         return place
 
-    def _skip_alike(self, episode: Episode, buffer: bytes, place: int, end: int) -> int:
-        """Return where the refreshes end that begin at PLACE and are like EPISODE, with nothing between their lines."""
-        match = episode.whole.match
-        found = match(buffer, place, end)
-        if found is None or not self._holds(episode):
+    def _skip_alike(self, buffer: bytes, place: int, end: int) -> int:
+        """Return where the lines end, from PLACE on, that are refreshes as known, or change nothing; or WAIT."""
+        stop = buffer.find(b"\n", place, end)
+        letter = self._speller.letter(buffer[place:stop]) if stop > 0 else None
+        if letter is None or not (letter.char in self._known.begins or letter.server.number in self._held):
             return place
-        starts, given = [place], []
-        while found is not None:
-            given.append(found.groups())
-            place = found.end()
-            starts.append(place)
-            found = match(buffer, place, end)
-        short = reduced(given)
-        count = len(short)
+        if self._known.refresh():
+            return place
+        number = self._reader.number(place)
+        while True:
+            stop = buffer.rfind(b"\n", place, min(end, place + self._size)) + 1
+            text = self._speller.spell(buffer, place, stop, number) if stop > place else None
+            self._partial = True
+            taken = self._take(text) if text is not None else 0
+            more = text is None or (text.known and self._partial and stop < end)
+            if taken and text is not None:
+                place = text.after(taken)
+                self._reader.passed(taken, place)
+                if stop < end or not text.known:
+                    self._size = min(LONGEST, 2 * self._size) if more else max(SHORTEST, (place - text.place) // 2)
+                return place
+            partial = text is not None and text.known and self._partial
+            if partial and stop == end and end - place < WAITING and self._reader.may_wait:
+                return WAIT
+            if not more or self._size >= LONGEST:
+                self._size = SHORTEST
+                return place
+            self._size *= 2
+
+    def _take(self, text: Spelling) -> int:
+        """Leave out lines of TEXT, from the first on; return how many."""
+        parts, end = self._parts.of(text, self._reader.window)
+        unknown = [part for part in parts if part.end < len(part.at) and part.at[part.end] < end]
+        if unknown:
+            first = min(unknown, key=lambda part: part.at[part.end])
+            end = first.at[first.end]
+            over = any(char in self._known.ends or char == LOOSE for char in first.letters[first.end :])
+            self._partial = first.server.builder.idle and not over
+        limit, before = end, -1
+        while end != before:  # no refresh may be cut in two
+            before = end
+            for part in parts:
+                end = part.uncut(end)
+        if not end and any(part.starts for part in parts):
+            end = limit  # of several servers one is in the middle of a refresh, always: those are read in full
+        taken = [part for part in parts if part.at[0] < end]
+        refreshes = sum(part.whole(end) for part in taken)
+        for part in taken:
+            held = self._held.get(part.server.number)
+            if not part.whole(end) and held is not None and len(held.late) + part.before(end) > LINES:
+                self._partial = False
+                return 0
+        if refreshes:
+            self._runs.end()
+        elif taken:
+            self._runs.interrupt()
+        for part in taken:
+            self._leave_out(text, part, end)
+        if not taken:
+            return 0
+        self._reader.window = self._window(text, end)
+        self._servers.stands_beside(max(taken, key=lambda part: part.at[part.before(end) - 1]).server)
+        return end
+
+    def _window(self, text: Spelling, end: int) -> int:
+        """Return how many lines count behind those of TEXT before END."""
+        for at in range(end - 1, -1, -1):
+            opens = self._speller.opens(text.chars[at]) if text.chars[at] else None
+            if opens is not None:
+                return DISCOVERING - (end - at - 1) if opens else 0
+        return self._reader.window - end
+
+    def _leave_out(self, text: Spelling, part: Part, end: int) -> None:
+        """Leave out the lines of PART of TEXT before END; what is not of whole refreshes there is read in full."""
+        number, count, tail, mute = part.server.number, part.whole(end), part.tail(end), set(part.mute)
+        lines = [text.line(part.at[index]) for index in range(min(part.head, part.before(end)))]
+        for line in lines:
+            self._read(*line)
         if count:
-            self._hold(episode, episode.lines + episode.inside, buffer, starts[:count], starts[count], short)
-        return starts[count]
+            self._hold(text, part, count)
+        place = part.stops[count - 1] if count else len(lines)
+        held = self._held.get(number)
+        if held is not None:
+            late = [index for index in range(place, tail) if index not in mute]
+            held.late += [text.line(part.at[index]) for index in late]
+            held.late_times += [part.times[index] for index in late]
+        rest = range(max(tail, len(lines)), part.before(end))
+        if lines or rest:
+            self._known.break_off(part.server)
+        if rest:
+            self._read_held(self._held.pop(number, None))
+            for index in rest:
+                self._read(*text.line(part.at[index]))
 
-    def _skip_one(self, buffer: bytes, start: int, end: int) -> int:
-        """Return where the refresh ends that begins at START, when it is like one that is known."""
-        root = self._known.root
-        node, place, between, quiet = root, start, 0, 0
-        times: list[bytes] = []
-        servers: set[tuple[int, str]] = set()  # of the lines that changed nothing
-        while node.episode is None:
-            if place >= end:
-                return start
-            child, found = node.after(buffer, place, end) if buffer[place] in node.firsts else (None, None)
-            if child is not None and found is not None:
-                times += [found["time"]] if child.has_time else []
-                place, node = found.end(), child
-                continue
-            stop = buffer.find(b"\n", place, end)
-            if node is root or stop < 0 or stop - place > SHORT or between >= BETWEEN:
-                return start
-            if not self._known.says_nothing(buffer[place:stop]):
-                known = self._known.quiet(buffer, place, stop)
-                if known is None or not known[0].inside:
-                    return start
-                line, found = known
-                quiet += 1
-                servers.add((line.server.number, line.carrier))
-                times += [found["time"]] if line.has_time else []
-            place, between = stop + 1, between + 1
-        episode = node.episode
-        if found is None or not self._holds(episode) or not servers <= {(episode.server.number, episode.carrier)}:
-            return start
-        first, last = min(times), max(times)
-        if first[:MINUTE] == last[:MINUTE]:
-            spent = float(last[MINUTE + 1 :]) - float(first[MINUTE + 1 :])
-        else:
-            spent = (stamp(last.decode())[0] or 0.0) - (stamp(first.decode())[0] or 0.0)
-        if spent > LONGEST_S:
-            return start
-        took = found["duration"]
-        short = took[:-2] if _is_milliseconds(took) else None
-        self._hold(episode, episode.lines + quiet, buffer, [start], place, [(first, last, took, short)])
-        self._known.learn_whole(episode, buffer[start : place - 1], quiet)
-        return place
-
-    def _holds(self, episode: Episode) -> bool:
-        """Whether EPISODE would now do what it did."""
-        server = episode.server
-        if episode.token != self._servers.token() or not server.builder.idle:
-            return False
-        if not episode.failed:
-            return True
-        if server.number not in self._failed:
-            if sum(entry.failed_refresh for entry in server.builder.discoveries) < FAILED_KEPT:
-                return False
-            self._failed.add(server.number)
-        return True
-
-    def _hold(
-        self, episode: Episode, lines: int, buffer: bytes, starts: list[int], end: int, given: list[Given]
-    ) -> None:
-        """Leave out those like EPISODE that begin at STARTS, of LINES each; GIVEN is what counts of them.
-
-        All are counted but for the last, which ends at END.
-        """
-        server = episode.server
-        self._known.break_off()
-        self._runs.end()
-        before = self._held.get(server.number)
+    def _hold(self, text: Spelling, part: Part, count: int) -> None:
+        """Leave out the first COUNT refreshes of PART of TEXT: all are counted but for the last, which is held back."""
+        tally, server, before = self._tally, part.server, self._held.get(part.server.number)
+        self._known.break_off(server)
+        start, stop, last = part.starts[count - 1], part.stops[count - 1], part.episodes[count - 1]
         if before is not None:
-            self._tally.count(before.episode, before.lines, [before.given], lambda _: before.number)
-            if before.late:
-                self._count_late(before)
-        if len(starts) > 1:
-            self._tally.count(episode, lines, given[:-1], lambda index: self._reader.number(starts[index]))
-        number = self._reader.number(starts[-1])
-        self._held[server.number] = Held(episode, buffer[starts[-1] : end], number, given[-1], lines)
-        self._servers.stands_beside(server)
+            self._count_held(before)
+        if start > part.head:
+            tally.add_lines(server, last.carrier, start - part.head - bisect_left(part.mute, start))
+            tally.span(last, min(part.times[part.head : start]), max(part.times[part.head : start]))
+        took = [text.duration(part.at[place - 1]) for place in part.stops[:count]]
+        episodes = part.episodes[: count - 1]
+        for episode in dict.fromkeys(episodes):
+            those: Sequence[int] = range(count - 1)
+            if episodes.count(episode) < count - 1:
+                those = [index for index in those if episodes[index] is episode]
+            tally.count(
+                episode,
+                [took[index] for index in those],
+                lambda index, those=those: part.firsts[those[index]],  # type: ignore[misc]
+                lambda index, those=those: text.number + part.at[part.starts[those[index]]],  # type: ignore[misc]
+            )
+        lines = [text.line(at) for at in part.at[start:stop]]
+        self._held[server.number] = Held(last, lines, part.firsts[count - 1], part.lasts[count - 1], took[-1])
 
-    def _count_late(self, held: Held) -> None:
-        self._tally.add_lines(held.episode.server, held.episode.carrier, len(held.late))
-        for line, _ in held.late:
-            known = self._known.quiet(line + b"\n", 0, len(line))
-            if known is not None and known[0].has_time:
-                self._tally.span(held.episode, known[1]["time"], known[1]["time"])
+    def _count_held(self, held: Held) -> None:
+        episode, times = held.episode, (held.first, held.last, *held.late_times)
+        self._tally.count(episode, [held.took], lambda _: held.first, lambda _: held.lines[0][1])
+        self._tally.add_lines(episode.server, episode.carrier, len(held.lines) + len(held.late))
+        self._tally.span(episode, min(times), max(times))
 
     # What is read in full.
 
     def nothing(self, line: bytes) -> None:
         """Note that LINE says nothing."""
         if lineshape.says_nothing_for_others(line):
-            self._known.note_nothing(line)
+            self._speller.note_nothing(line)
 
     def before(self, line: LogLine, message: Message | None) -> None:
         """Say that LINE, which is MESSAGE or a child's own word, is about to be taken."""
@@ -233,12 +234,14 @@ class Repeats:
 
     def read_held(self) -> None:
         """Read in full what was held back."""
-        held, self._held = sorted(self._held.values(), key=lambda entry: entry.number), {}
-        for entry in held:
-            for index, line in enumerate(entry.text.split(b"\n")):
-                self._read(line, entry.number + index)
-            for line, number in entry.late:
-                self._read(line, number)
+        held = list(self._held.values())
+        self._held.clear()
+        self._read_held(*held)
+
+    def _read_held(self, *held: Held | None) -> None:
+        lines = [line for entry in held if entry is not None for line in (*entry.lines, *entry.late)]
+        for line, number in sorted(lines, key=itemgetter(1)):
+            self._read(line, number)
 
     def finish(self) -> None:
         """Say that the log has ended."""

@@ -17,7 +17,7 @@ from pytest_gpudiscovery.ollama.sessions import SERVERS
 
 KEPT = SERVERS + 8  # the newest starts; a few more than are kept, because two servers may be mixed
 HOLD = 8 << 20  # bytes
-CONFIG, LISTENING = b"server config", b"Listening on "
+ROUTES, CONFIG, LISTENING = b"routes.go:", b"server config", b"Listening on "
 # In JSON the quote has a backslash. Before it stand a carrier and a time stamp: neither has a quote of its own.
 MARK = re.compile(rb'routes\.go:\d{1,5}(?: msg=(\\?)"|: INFO )(?:(server config)|Listening on )')
 
@@ -75,7 +75,7 @@ class Thinner:
         lines, self._rest = data[:cut] if cut < len(data) else data, data[cut:]
         place = self._end
         self._end += len(lines)
-        marks = self._marks(lines) if CONFIG in lines or LISTENING in lines else []
+        marks = self._marks(lines) if ROUTES in lines and (CONFIG in lines or LISTENING in lines) else []
         if not self._held:
             fresh = max(0, KEPT - self._seen)  # a log with few starts is given on as it comes
             self._seen += min(fresh, len(marks))

@@ -7,7 +7,6 @@ functions of it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from pytest_gpudiscovery import __version__
@@ -159,8 +158,8 @@ def _server(server: Server, log: Log) -> dict[str, Any]:
             "slowest_at": shape.time_of(counted.slowest_at, server.offset_s),
             "slowest_line": counted.slowest_line,
         },
-        "conclusions": [asdict(entry) for entry in stated if entry.group == "so"],
-        "not_concluded": [asdict(entry) for entry in stated if entry.group == "not"],
+        "conclusions": [vars(entry) for entry in stated if entry.group == "so"],
+        "not_concluded": [vars(entry) for entry in stated if entry.group == "not"],
         "analyses": analyses,
         "hidden": [
             {"level": level or "INFO", "text": entry["text"], "source": entry["source"]}
@@ -216,9 +215,9 @@ def _analysis(outcome: str, known: dict[str, Any], attempt: Attempt | None) -> d
         "directories": [attempt.directory] if attempt is not None and attempt.path is not None else [],
         "pass": attempt.kind if attempt is not None else None,
         "facts": {name: value for name, value in known.items() if value is not None},
-        "excluded": [asdict(entry) for entry in excluded],
-        "excluded_causes": [asdict(entry) for entry in out],
-        "candidates": [asdict(entry) for entry in left],
+        "excluded": [vars(entry) for entry in excluded],
+        "excluded_causes": [vars(entry) for entry in out],
+        "candidates": [vars(entry) for entry in left],
     }
 
 

@@ -146,6 +146,7 @@ class Servers:
         self._count = 0
         self._latest: Server | None = None
         self._token: tuple[object, ...] | None = None  # None: not known
+        self._tokens: dict[int, tuple[object, ...]] = {}  # of the servers, as far as they are known
 
     def take(self, line: LogLine, message: Message | None, word: Word | None) -> Server:
         """Give LINE, which is MESSAGE or has WORD, to its server and return that."""
@@ -153,14 +154,19 @@ class Servers:
         server = self._own(line, message) if message is not None and message.role != CHILD else self._near(line)
         server = server or self._new(line)
         server.take(line, message, word)
+        self._tokens.pop(server.number, None)
         self._latest = server
         return server
 
     def token(self) -> tuple[object, ...]:
         """Return all that decides which server the next line is of, and what it means there."""
         if self._token is None:  # asked for each line that is left out, and those change nothing
-            self._token = tuple(server.token() for server in self.found)
+            self._token = tuple([self._tokens.get(server.number) or self._note(server) for server in self.found])
         return self._token
+
+    def _note(self, server: Server) -> tuple[object, ...]:
+        token = self._tokens[server.number] = server.token()
+        return token
 
     def state(self) -> tuple[object, ...]:
         """Return that, and how much is known of each discovery."""
@@ -170,9 +176,14 @@ class Servers:
         """Say that the line before the next one was of SERVER."""
         self._latest = server
 
+    def is_beside(self, server: Server) -> bool:
+        """Return whether the line before the next one was of SERVER."""
+        return self._latest is server
+
     def skip(self, count: int) -> None:
         """Note that COUNT servers were left out of what comes."""
         self._token = None
+        self._tokens.clear()
         self._count += count
         self.dropped += count
         for server in self.found:  # what comes is of none of these
@@ -223,6 +234,8 @@ class Servers:
 
     def _among(self, able: list[Server], here: list[Server], phase: int | None) -> Server:
         """Return the one of ABLE servers, newest last, that a line without a pid is of; mark what is not certain."""
+        for server in here:
+            self._tokens.pop(server.number, None)
         newest = able[-1]
         other = [server for server in here if server is not newest]
         if newest is not here[-1]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -23,11 +22,11 @@ def discovery(entry: Discovery, offset: int | None, *, child_output: bool) -> di
         "begun_in_log": entry.begun_in_log,
         "initial_count": entry.initial_count,
         "total_vram": entry.total_vram,
-        "devices": [{**asdict(device), "gpu": device.is_gpu} for device in entry.devices],
+        "devices": [{**vars(device), "gpu": device.is_gpu} for device in entry.devices],
         "attempts": [attempt_of(attempt, offset, child_output=child_output) for attempt in entry.attempts],
-        "left_out": [asdict(left) for left in entry.left_out],
+        "left_out": [vars(left) for left in entry.left_out],
         "overrides": entry.overrides,
-        "said": [asdict(word) for word in entry.notes],
+        "said": [vars(word) for word in entry.notes],
     }
 
 
@@ -50,7 +49,7 @@ def attempt_of(attempt: Attempt, offset: int | None, *, child_output: bool) -> d
         "mark": attempt.mark if child_output or attempt.mark != "spawned" else None,
         "lines_captured": attempt.lines_captured,
         "process": attempt.process or None,
-        "said": [asdict(word) for word in attempt.said],
+        "said": [vars(word) for word in attempt.said],
     }
 
 

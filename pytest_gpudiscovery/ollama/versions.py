@@ -38,6 +38,7 @@ def load(name: str) -> Any:
     return json.loads((DATA / f"{name}.json").read_text(encoding="utf-8"))
 
 
+@functools.lru_cache(1024)
 def number(text: str) -> tuple[int, int, int] | None:
     """Return (0, 16, 3) for "0.16.3", "v0.16.3-rc1" or "0.16.3-3-gabc"; None for what begins with no version."""
     found = _NUMBER.match(text)

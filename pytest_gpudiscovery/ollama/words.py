@@ -14,10 +14,11 @@ from pytest_gpudiscovery.ollama.versions import load
 
 GROUP = 300  # characters of one value
 # Every line that one of the patterns finds has one of these in it.
-HINTS = ("ggml_", "Device ", "load_backend: ", " error: ", "Listen error", "GGML_ASSERT", "thread", "user processes",
-         "mmap", "reserve page", "in arena", "SIG", "panic: ", "current path", "ld.so", "ARCHS", "NVML", "OOM",
-         "Out of", "oom-", "vgpu", "HAM", "unified_lock", "shrreg", "Hijacking", "interposer", "initializing ",
-         "calling ", "cuInit err")  # fmt: skip
+HINTS = ("ggml_", "compute capability", "load_backend: ", "CUDA error: ", "ROCm error: ", "fatal error: ",
+         "Listen error", "GGML_ASSERT", "Resource temp", "OS thread", "max user processes", "nnot allocate memory",
+         "reserve page", "pages in arena", "SIG", "panic: ", "current path", "ld.so: ", "ARCHS", "NVML", "OOM",
+         "Out of memory", "oom-kill", "libvgpu", "HAM", "unified_lock", "lock shrreg", "Hijacking", "LD_PRELOAD",
+         "initializing ", "calling cu", "cuInit err")  # fmt: skip
 
 
 @dataclass(frozen=True)

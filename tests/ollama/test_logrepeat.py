@@ -13,8 +13,9 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pytest_gpudiscovery.ollama import children, explainer, lineshape, logrun, postmortem, shape, words
+from pytest_gpudiscovery.ollama import children, explainer, lineshape, logrepeat, logrun, postmortem, shape, words
 from pytest_gpudiscovery.ollama.explainer import Log as Read
+from pytest_gpudiscovery.ollama.loghints import Dull, may_tell
 from pytest_gpudiscovery.ollama.logrepeat import Repeats
 from pytest_gpudiscovery.ollama.versions import load
 from tests.ollama import reading, recorded
@@ -78,9 +79,34 @@ def noise(rng: random.Random, often: float) -> Callable[[Log], None]:
     return write
 
 
+def again(log: Log, rng: random.Random) -> None:
+    """Write the starts of several children, one after the other."""
+    step = rng.choice([0.0, 0.3, 5.0])
+    for _ in range(rng.randint(2, 60)):
+        spawn(log.at(step), rng.randint(1000, 60000))
+        if rng.random() < 0.3:
+            log.put("runner.go:1446", f"Server listening on 127.0.0.1:{rng.randint(1000, 60000)}")
+        if rng.random() < 0.1:
+            log.raw(rng.choice(CHILD))
+
+
 def mixed(seed: int) -> bytes:
-    """Return a log of mostly refreshes, mostly of one kind, in one of the ways a log reaches us."""
+    """Return a log of mostly refreshes, of one server or of several, in one of the ways a log reaches us."""
     rng = random.Random(seed)
+    logs = [written(rng) for _ in range(rng.choice([1, 1, 2, 3]))]
+    step = rng.choice([1, 6, 30])
+    lines: list[str] = []
+    pids: list[int] = []
+    while any(left for left, _ in logs):
+        left, pid = rng.choice(logs)
+        count = rng.randint(1, step)
+        lines, pids = lines + left[:count], pids + pid[:count]
+        del left[:count], pid[:count]
+    return carried(lines, pids, rng)
+
+
+def written(rng: random.Random) -> tuple[list[str], list[int]]:
+    """Return the lines of a log of mostly refreshes, mostly of one kind, and the pids that wrote them."""
     log = Log(1_700_000_000.0 + rng.random() * 60, zone_h=rng.choice([0, -5]))
     between = noise(rng, rng.choice([0.0, 0.05, 0.5]))
     usual, often = rng.choice(KINDS[:4]), rng.choice([0.8, 0.97])
@@ -92,19 +118,21 @@ def mixed(seed: int) -> bytes:
         lambda: log.raw(rng.choice(CHILD)),
         lambda: log.at(-rng.random() * 100),
         lambda: [fail(log, "cuda_v12") for _ in range(rng.randint(2, 30))],
+        lambda: again(log, rng),
         lambda: log.put("runner.go:1446", "Server listening on 127.0.0.1:37001"),
     ]
     pids: list[int] = []
-    pid = 100
+    own = rng.choice([100, 200, 300])
+    pid = own
     for _ in range(rng.choice([10, 40])):
         if rng.random() < 0.9:
             refresh(log, usual if rng.random() < often else rng.choice(KINDS), rng.randint(1000, 60000), between)
         else:
             rng.choice(others)()
         pids += [pid] * (len(log.lines) - len(pids))
-        pid = rng.choice([pid, pid, pid, pid, 100, 200])
+        pid = rng.choice([own] * 9 + [100])
         log.at(rng.choice([0.0, 0.001, 0.5, 5.0, 60.0]))
-    return carried(log.lines, pids, rng)
+    return log.lines, pids
 
 
 def carried(lines: list[str], pids: list[int], rng: random.Random) -> bytes:
@@ -136,12 +164,14 @@ def both(data: bytes, sizes: list[int]) -> Iterator[dict[str, Any]]:
         yield postmortem.explain(blocks(data, iter(sizes)), "a log")
 
 
-@settings(max_examples=12)
+@settings(max_examples=25)
 @given(st.integers(0, 1 << 40), st.lists(st.integers(1, 3000), max_size=20))
 def test_the_same_is_said_when_every_line_is_read(seed: int, sizes: list[int]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logrun, "RUN", 12)
         patch.setattr(logrun, "SETTLED", 3)
+        patch.setattr(children, "ATTEMPTS", 4)
+        patch.setattr(logrepeat, "SHORTEST", 300)  # bytes that are looked at together: more than once in so short a log
         short, whole = both(mixed(seed), sizes)
     assert short == whole
 
@@ -213,6 +243,58 @@ def test_a_line_that_stands_there_again_and_again_is_not_read_again_and_again(mo
     assert reading.explain(log)["answer"] == "no_gpu"
 
 
+def interleaved(rng: random.Random, step: int) -> tuple[bytes, int]:
+    """Return the journal of two servers that refresh at the same time, STEP lines of one and then of the other."""
+    texts = []
+    for seed in (1, 2):
+        log = gpu(spawn(begin(Log(1_700_000_000.0 + seed), debug="DEBUG")).at(0.5))
+        for _ in range(300):
+            refresh(log.at(2), "healthy", rng.randint(1000, 60000))
+        texts.append([f"Feb 25 08:54:04 host ollama[{seed}]: {line}\n" for line in log.lines])
+    pieces = [text[at : at + step] for at in range(0, len(texts[0]), step) for text in texts]
+    lines = [line for piece in pieces for line in piece]
+    return "".join(lines).encode(), len(lines)
+
+
+@pytest.mark.parametrize("step", [1, 5])
+def test_of_two_servers_line_by_line_most_is_not_read(step: int) -> None:
+    data, count = interleaved(random.Random(1), step)
+    found = reading.read(data)
+    assert [server.builder.all_refreshes.seen for server in found.servers] == [300, 300]
+    assert sum(server.lines for server in found.servers) == count
+    assert found.lines_looked_at < count / 5
+
+
+def test_loads_without_the_line_of_a_refresh_are_counted() -> None:
+    log = gpu(spawn(begin(Log())).at(0.5))
+    for index in range(400):  # INFO shows the child that asks for free memory, not what it is for
+        spawn(log.at(5), 1000 + index)
+        log.put("runner.go:1446", f"Server listening on 127.0.0.1:{1000 + index}")
+        log.raw(CHILD[1])
+    found = read(log)
+    assert found.servers[0].builder.all_refreshes.seen == 400
+    assert found.lines_looked_at < 100
+
+
+def test_what_waits_for_more_lines_is_read_when_reading_stops() -> None:
+    log = gpu(spawn(begin(Log(), debug="DEBUG")).at(0.5))
+    for index in range(50):
+        refresh(log.at(2), "healthy", 1000 + index)
+    whole = len(log.lines)
+    fail(refresh(log.at(2), "without an end").at(3), "cuda_v12")
+    stream = io.BytesIO(log.data())
+
+    def broken(size: int) -> bytes:
+        block = stream.read(size)
+        if not block:
+            raise OSError(5, "Input/output error")
+        return block
+
+    server = explainer.read(broken).servers[0]
+    assert server.builder.discoveries[-1].line == whole + 1
+    assert server.builder.discoveries[-1].attempts[-1].outcome == "timed_out"
+
+
 LINE = b'time=2026-02-25T08:54:04.366-05:00 level=INFO source=server.go:431 msg="starting runner" cmd="x --port 37001"'
 
 
@@ -242,9 +324,19 @@ def test_every_word_has_a_hint(data: st.DataObject) -> None:
     assert words.recognise(text) is not None
 
 
-@given(st.lists(st.sampled_from([*CHILD, GIN, "x" * 50, "a msg= of somebody"]), max_size=8))
+@pytest.mark.parametrize("hint", [*words.HINTS, " msg=subprocess", "2024/11/01 12:00:00 INFO", "{", "\x1b", "\\"])
+def test_a_hint_is_found_wherever_it_is(hint: str) -> None:
+    dull = GIN + "\n"
+    for before in range(9):
+        data = (dull * 3 + "x" * before + hint + "\n" + dull).encode()
+        assert Dull().end(data, 0, len(data)) == 3 * len(dull)
+
+
+@given(st.lists(st.sampled_from([*CHILD, GIN, "x" * 50, "a msg= of somebody", *words.HINTS]) | st.text(), max_size=8))
 def test_dull_lines_say_nothing(lines: list[str]) -> None:
     data = "".join(f"{line}\n" for line in lines).encode()
-    end = lineshape.dull(data, 0, len(data))
+    end = Dull().end(data, 0, len(data))
     assert data[:end].endswith(b"\n") or not end
-    assert not any(words.recognise(line) for line in data[:end].decode().splitlines())
+    assert not any(map(may_tell, data[:end].split(b"\n")))
+    assert not any(words.recognise(line) for line in data[:end].decode().split("\n"))
+    assert end == len(data) or may_tell(data[end:].split(b"\n")[0])
