@@ -23,7 +23,7 @@ from tests.ollama.test_logread import blocks
 from tests.ollama.writer import Log, begin, cpu, fail, gpu, spawn, took
 
 GIN = '[GIN] 2026/02/25 - 08:55:12 | 200 |      13.518us |       127.0.0.1 | GET      "/api/tags"'
-KINDS = ("healthy", "slow", "failed", "by existing runners", "without a child's end", "without an end")
+KINDS = ("healthy", "slow", "failed", "by existing runners", "two children", "without a child's end", "without an end")
 CHILD = (
     "ggml_cuda_init: found 1 CUDA devices:",
     "load_backend: loaded CUDA backend from /usr/local/lib/ollama/cuda_v12/libggml-cuda.so",
@@ -47,6 +47,8 @@ def refresh(log: Log, kind: str = "healthy", port: int = 37001, between: Callabl
             fail(log, "cuda_v12")
         if kind != "without a child's end":
             took(log, "cuda_v12", text)
+        if kind == "two children":  # after four seconds it is another refresh
+            took(spawn(log.at(5.0 if port % 5 == 0 else 0.1), port).at(0.1), "cuda_v13", "100ms")
         if kind == "failed":
             log.put("runner.go:356", "unable to refresh free memory, using old values", "WARN")
         between(log)
@@ -81,12 +83,13 @@ def noise(rng: random.Random, often: float) -> Callable[[Log], None]:
 
 def again(log: Log, rng: random.Random) -> None:
     """Write the starts of several children, one after the other."""
-    step = rng.choice([0.0, 0.3, 5.0])
-    for _ in range(rng.randint(2, 60)):
-        spawn(log.at(step), rng.randint(1000, 60000))
-        if rng.random() < 0.3:
+    steps = rng.choice([[0.0], [0.1], [5.0], [5.0, 5.0, 5.0, 5.0, 0.3]])
+    often = rng.choice([0.0, 0.3])
+    for _ in range(rng.choice([5, 30, 100])):
+        spawn(log.at(rng.choice(steps)), rng.randint(1000, 60000))
+        if rng.random() < often:
             log.put("runner.go:1446", f"Server listening on 127.0.0.1:{rng.randint(1000, 60000)}")
-        if rng.random() < 0.1:
+        if rng.random() < often / 3:
             log.raw(rng.choice(CHILD))
 
 
@@ -109,7 +112,7 @@ def written(rng: random.Random) -> tuple[list[str], list[int]]:
     """Return the lines of a log of mostly refreshes, mostly of one kind, and the pids that wrote them."""
     log = Log(1_700_000_000.0 + rng.random() * 60, zone_h=rng.choice([0, -5]))
     between = noise(rng, rng.choice([0.0, 0.05, 0.5]))
-    usual, often = rng.choice(KINDS[:4]), rng.choice([0.8, 0.97])
+    usual, often = rng.choice(KINDS[:5]), rng.choice([0.8, 0.97])
     others: list[Callable[[], Any]] = [
         lambda: gpu(spawn(begin(log, debug=rng.choice(["INFO", "DEBUG-4"])))),
         lambda: cpu(fail(begin(log).at(30.0), "cuda_v12")),
@@ -136,7 +139,7 @@ def written(rng: random.Random) -> tuple[list[str], list[int]]:
 
 
 def carried(lines: list[str], pids: list[int], rng: random.Random) -> bytes:
-    how = rng.randrange(4)
+    how = rng.randrange(5)
     numbered = list(enumerate(zip(lines, pids, strict=True)))
     if how == 1:
         lines = [f"Feb 25 08:{index % 60:02}:04 host ollama[{pid}]: {line}" for index, (line, pid) in numbered]
@@ -148,6 +151,9 @@ def carried(lines: list[str], pids: list[int], rng: random.Random) -> bytes:
         ]
     elif how == 3:
         lines = [f"ollama-{pid}  | {line}" for line, pid in zip(lines, pids, strict=True)]
+    elif how == 4:  # docker's file, of which somebody unpacked some lines
+        step = rng.choice([1, 7, 50])
+        lines = [json.dumps({"log": line}) if at // step % 2 else line for at, line in enumerate(lines)]
     return "".join(f"{line}\n" for line in lines).encode()
 
 
