@@ -138,7 +138,7 @@ class Repeats:
             if not part.whole(end) and held is not None and len(held.late) + part.before(end) > LINES:
                 self._partial = False
                 return 0
-        if refreshes:
+        if refreshes or any(part.head or part.tail(end) < part.before(end) for part in taken):
             self._runs.end()
         elif taken:
             self._runs.interrupt()
