@@ -15,6 +15,7 @@ from pytest_gpudiscovery.ollama.sessions import Server
 
 LONGEST_S = ANOTHER_S - 0.1  # of a refresh that is left out
 SPANS = 256
+LINES = 300  # of a refresh that is learnt
 MINUTE, SECOND = len("2026-02-25T08:54:"), len("2026-02-25T08:54:04")
 
 
@@ -27,6 +28,7 @@ class Episode:
     carrier: str
     failed: bool
     zone: str
+    over: int = LINES  # behind so many letters a child's words are none of it any more
     unfinished: bool = False  # its child was started, and that is all: the next one's start ends it
 
     def time(self, text: bytes) -> float | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pytest_gpudiscovery.ollama import attempts as records
 from pytest_gpudiscovery.ollama import lineshape
 from pytest_gpudiscovery.ollama.attempts import Discovery
-from pytest_gpudiscovery.ollama.episodes import Episode, may_be_two
+from pytest_gpudiscovery.ollama.episodes import LINES, Episode, may_be_two
 from pytest_gpudiscovery.ollama.logline import LogLine
 from pytest_gpudiscovery.ollama.logspell import CHILD, LAST, LIMIT, LOOSE, OWN, WORD, Speller
 from pytest_gpudiscovery.ollama.messages import CHILD as CHILDS
@@ -20,12 +20,13 @@ from pytest_gpudiscovery.ollama.messages import Message
 from pytest_gpudiscovery.ollama.refreshes import KIND
 from pytest_gpudiscovery.ollama.sessions import Server, Servers
 
-BEGIN, END, START, ENVIRONMENT = "refresh", "took.refresh", "runner.start", "runner.env"  # ids of messages.json
-LINES = 300  # of a refresh that is learnt
+# Ids of messages.json.
+BEGIN, FAILED, END, START, ENVIRONMENT = "refresh", "refresh.failed", "took.refresh", "runner.start", "runner.env"
 EPISODES = 64  # of one server that are known
 RELEARN = 8  # how often all is forgotten because it was too much
 SEEN = 4096  # keys of lines that were seen once
 _INSIDE = f"[{chr(CHILD)}-{LOOSE}]*"  # what a child writes, and what is not known
+_MESSAGES = f"[{chr(CHILD)}-{chr(WORD - 1)}]*"  # its messages alone
 _CHILDS = f"[{chr(CHILD)}-{chr(LAST - 1)}]*"  # what a child writes
 INSIDE = re.compile(_INSIDE)
 _NEVER = re.compile(r"(?!)")
@@ -59,7 +60,9 @@ class Refrain:
         self.order, ways = [], []
         for episode in self.episodes.values():  # several with nothing inside, or one
             self.order += [(episode, True), (episode, False)]
-            ways += [f"((?:{episode.spelling})+)", f"({_CHILDS.join(episode.spelling)})"]
+            begin, end = episode.spelling[: episode.over], episode.spelling[episode.over :]
+            inside = _MESSAGES.join([_CHILDS.join(begin), *end])
+            ways += [f"((?:{episode.spelling})+)", f"({inside})"]
         self.pattern = re.compile(f"({late})(?:{'|'.join(ways)})") if ways else _NEVER
         self.late = re.compile(late)
         if self.unfinished:
@@ -158,7 +161,8 @@ class Known:
         if not all(spelling):
             return
         refrain = self.refrains.setdefault(server.number, Refrain())
-        episode = Episode(server, "".join(spelling), recording.carrier, found.failed_refresh, zones.pop())
+        over = next((at for at, (_, message, _) in enumerate(own, 1) if message and message.id == FAILED), len(own))
+        episode = Episode(server, "".join(spelling), recording.carrier, found.failed_refresh, zones.pop(), over)
         refrain.episodes.pop(episode.spelling, None)
         refrain.episodes = dict([(episode.spelling, episode), *list(refrain.episodes.items())[: EPISODES - 1]])
         refrain.compile()

@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from operator import itemgetter
 
 from pytest_gpudiscovery.ollama import lineshape
-from pytest_gpudiscovery.ollama.episodes import Held, Tally
-from pytest_gpudiscovery.ollama.logknown import LINES, Known
+from pytest_gpudiscovery.ollama.episodes import LINES, Held, Tally
+from pytest_gpudiscovery.ollama.logknown import Known
 from pytest_gpudiscovery.ollama.logline import LogLine
 from pytest_gpudiscovery.ollama.logparts import Part, Parts
 from pytest_gpudiscovery.ollama.logread import DISCOVERING, WAIT, Reader
