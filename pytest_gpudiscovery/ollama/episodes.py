@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from pytest_gpudiscovery.ollama.children import STAMP_S
 from pytest_gpudiscovery.ollama.gotime import duration, stamp
 from pytest_gpudiscovery.ollama.passes import ANOTHER_S
 from pytest_gpudiscovery.ollama.refreshes import SLOW_S
@@ -47,13 +46,6 @@ class Held:
     took: bytes  # how long it took, as the server wrote it
     late: list[tuple[bytes, int]] = field(default_factory=list)  # of its child, behind them
     late_times: list[bytes] = field(default_factory=list)
-
-    def ended_before(self, time: float | None) -> bool:
-        """Whether a child that writes at TIME is none of its children."""
-        if self.episode.unfinished:
-            return False
-        ended = self.episode.time(self.last)
-        return time is not None and ended is not None and time > ended + 2 * STAMP_S
 
 
 class Tally:

@@ -67,7 +67,7 @@ class _Reading:
             if message is None and word is None:
                 self.repeats.nothing(raw)
                 continue
-            self.repeats.before(line, message)
+            self.repeats.before(message)
             server = self._take(line, message, word)
             if message is not None:
                 self.reader.window = _window(message.window, message.id, self.reader.window)

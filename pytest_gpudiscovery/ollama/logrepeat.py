@@ -24,7 +24,7 @@ from pytest_gpudiscovery.ollama.logparts import Part, Parts
 from pytest_gpudiscovery.ollama.logread import DISCOVERING, WAIT, Reader
 from pytest_gpudiscovery.ollama.logrun import Runs
 from pytest_gpudiscovery.ollama.logspell import LIMIT, LOOSE, Spelling
-from pytest_gpudiscovery.ollama.messages import CHILD, Message
+from pytest_gpudiscovery.ollama.messages import Message
 from pytest_gpudiscovery.ollama.sessions import Server, Servers
 from pytest_gpudiscovery.ollama.words import Word
 
@@ -162,6 +162,8 @@ class Repeats:
         """Leave out the lines of PART of TEXT before END; what is not of whole refreshes there is read in full."""
         number, count, tail, mute = part.server.number, part.whole(end), part.tail(end), set(part.mute)
         lines = [text.line(part.at[index]) for index in range(min(part.head, part.before(end)))]
+        if lines:
+            self._read_held(self._held.pop(number, None))
         for line in lines:
             self._read(*line)
         if count:
@@ -218,13 +220,10 @@ class Repeats:
         if lineshape.says_nothing_for_others(line):
             self._speller.note_nothing(line)
 
-    def before(self, line: LogLine, message: Message | None) -> None:
-        """Say that LINE, which is MESSAGE or a child's own word, is about to be taken."""
+    def before(self, message: Message | None) -> None:
+        """Say that a line, which is MESSAGE or a child's own word, is about to be taken."""
         self._runs.read_held()
-        if self._held and message is not None:
-            late = message.role == CHILD and all(held.ended_before(line.time) for held in self._held.values())
-            if not late:
-                self.read_held()
+        self.read_held()
         self._known.before(message)
 
     def after(self, raw: bytes, line: LogLine, message: Message | None, word: Word | None, server: Server) -> None:
