@@ -282,6 +282,31 @@ def test_loads_without_the_line_of_a_refresh_are_counted() -> None:
     assert found.lines_looked_at < 100
 
 
+def test_a_childs_word_behind_a_refresh_that_failed_is_none_of_it() -> None:
+    log = gpu(spawn(begin(Log(), debug="DEBUG")).at(0.5))
+    for index in range(20):
+        places = iter(range(3))  # behind the last one the refresh has been given up
+        wanted = {15: 1, 16: 1, 19: 2}.get(index)
+
+        def word(log: Log, places: Iterator[int] = places, wanted: int | None = wanted) -> None:
+            if next(places) == wanted:
+                log.raw("CUDA error: out of memory")
+
+        refresh(log.at(5), "failed", between=word)
+    short, whole = both(log.data(), [])
+    assert short == whole
+    assert [said.id for said in read(log).servers[0].builder.words] == ["cuda_error"]
+
+
+def test_a_late_line_of_a_child_is_none_of_an_older_refresh() -> None:
+    log = gpu(spawn(begin(Log(), debug="DEBUG")).at(0.5))
+    spawn(log.at(5)).put("runner.go:356", "unable to refresh free memory, using old values", "WARN")
+    for index in range(10):
+        refresh(log.at(5), "healthy", 1000 + index)
+    short, whole = both(log.at(5).put("runner.go:1446", "Server listening on 127.0.0.1:37001").data(), [])
+    assert short == whole
+
+
 def test_what_waits_for_more_lines_is_read_when_reading_stops() -> None:
     log = gpu(spawn(begin(Log(), debug="DEBUG")).at(0.5))
     for index in range(50):
