@@ -163,8 +163,9 @@ class Known:
         refrain = self.refrains.setdefault(server.number, Refrain())
         over = next((at for at, (_, message, _) in enumerate(own, 1) if message and message.id == FAILED), len(own))
         episode = Episode(server, "".join(spelling), recording.carrier, found.failed_refresh, zones.pop(), over)
-        refrain.episodes.pop(episode.spelling, None)
-        refrain.episodes = dict([(episode.spelling, episode), *list(refrain.episodes.items())[: EPISODES - 1]])
+        if len(refrain.episodes) >= EPISODES and episode.spelling not in refrain.episodes:
+            return
+        refrain.episodes[episode.spelling] = episode
         refrain.compile()
         self.begins.add(spelling[0])
         self.ends.add(spelling[-1])

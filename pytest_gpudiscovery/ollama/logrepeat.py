@@ -20,7 +20,7 @@ from pytest_gpudiscovery.ollama import lineshape
 from pytest_gpudiscovery.ollama.episodes import LINES, Held, Tally
 from pytest_gpudiscovery.ollama.logknown import Known
 from pytest_gpudiscovery.ollama.logline import LogLine
-from pytest_gpudiscovery.ollama.logparts import Part, Parts
+from pytest_gpudiscovery.ollama.logparts import BETWEEN, Part, Parts
 from pytest_gpudiscovery.ollama.logread import DISCOVERING, WAIT, Reader
 from pytest_gpudiscovery.ollama.logrun import Runs
 from pytest_gpudiscovery.ollama.logspell import LIMIT, LOOSE, Spelling
@@ -123,7 +123,7 @@ class Repeats:
             first = min(unknown, key=lambda part: part.at[part.end])
             end = first.at[first.end]
             over = any(char in self._known.ends or char == LOOSE for char in first.letters[first.end :])
-            self._partial = first.server.builder.idle and not over
+            self._partial = first.server.builder.idle and not over and len(text.chars) - end <= BETWEEN
         limit, before = end, -1
         while end != before:  # no refresh may be cut in two
             before = end

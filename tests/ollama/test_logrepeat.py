@@ -284,7 +284,7 @@ def test_loads_without_the_line_of_a_refresh_are_counted() -> None:
 
 def test_a_childs_word_behind_a_refresh_that_failed_is_none_of_it() -> None:
     log = gpu(spawn(begin(Log(), debug="DEBUG")).at(0.5))
-    for index in range(20):
+    for index in range(24):
         places = iter(range(3))  # behind the last one the refresh has been given up
         wanted = {15: 1, 16: 1, 19: 2}.get(index)
 
