@@ -178,7 +178,8 @@ def load(run_dir: str) -> RunContext:
     limits = {name: tuple(pair) for name, pair in setup.pop("limits").items()}
     transient = tuple(setup.pop("transient"))
     data["setup"] = Setup(identity=identity, limits=limits, transient=transient, **setup)
-    data |= {"notes": tuple(data["notes"]), "hints": tuple((source, path) for source, path in data["hints"])}
+    data |= {"notes": tuple(data["notes"]), "named": tuple(data["named"])}
+    data |= {"hints": tuple((source, path) for source, path in data["hints"])}
     return RunContext(**data)
 
 
