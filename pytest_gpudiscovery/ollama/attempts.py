@@ -18,8 +18,9 @@ VALIDATION = "validation"  # the second pass, its children at once
 SHORTEST_S = 29.5  # of the times after which a server gives a child up at its start, by coarse time stamps
 
 # error= of that line, v0.16.3:ml/device.go:622-670; v0.32.15:discover/runner.go:584 and llama_server.go:152
+TIMEOUTS = ("failed to finish discovery before timeout", "context deadline exceeded")
 _ERRORS = (
-    (re.compile(r"failed to finish discovery before timeout|context deadline exceeded"), TIMED_OUT),
+    (re.compile("|".join(TIMEOUTS)), TIMED_OUT),
     (re.compile(r"runner crashed"), CRASHED),
     (re.compile(r"runner error: "), HTTP_ERROR),
     (re.compile(r"llamarunner free vram reporting not supported"), WRONG_SERVER),
@@ -38,11 +39,20 @@ def outcome_of(error: str) -> str:
     return next((outcome for pattern, outcome in _ERRORS if pattern.search(error)), FAILED)
 
 
+def cut_timeout(error: str, took_s: float | None) -> bool:
+    """Whether ERROR is what a cut line left of a timeout's, and the time fits: no other failure takes 30 s."""
+    return took_s is not None and took_s >= SHORTEST_S and any(text.startswith(error) for text in TIMEOUTS)
+
+
 def paths(text: str) -> tuple[str, ...]:
-    """Return the directories of OLLAMA_LIBRARY_PATH as slog writes it ([a b]) or as the child has it (a:b)."""
+    """Return the directories of OLLAMA_LIBRARY_PATH as slog writes it ([a b]) or as the child has it (a:b).
+
+    None of a list that a cut line ends in the middle: its last names the directory that the child was for.
+    """
     if text.startswith("["):
         # A path may hold blanks; every path after the first begins with a slash or a drive.
-        return tuple(part for part in re.split(r" (?=/|[A-Za-z]:[\\/])", text.strip("[]")))
+        parts = re.split(r" (?=/|[A-Za-z]:[\\/])", text.strip("[]"))
+        return tuple(parts) if text.endswith("]") else ()
     windows = re.match(r"[A-Za-z]:\\", text) is not None
     return tuple(part for part in text.split(";" if windows else ":"))
 

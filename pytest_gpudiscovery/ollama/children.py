@@ -104,6 +104,8 @@ class Children:
         self._last_words(attempt, line)
         attempt.outcome = records.outcome_of(attempt.error)
         self._ended(attempt, line)
+        if attempt.outcome == records.FAILED and records.cut_timeout(attempt.error, attempt.duration_s):
+            attempt.outcome = records.TIMED_OUT
 
     def took(self, found: Discovery, line: LogLine, _: Message) -> None:
         """How long a child took, as the server measured it."""
@@ -189,10 +191,14 @@ class Children:
             attempt.mark = further(attempt.mark, word.mark)
 
     def _which(self, found: Discovery, line: LogLine, fits: Callable[[Attempt], bool]) -> Attempt:
-        """Return the attempt that LINE (it has OLLAMA_LIBRARY_PATH or libDirs) is about, a new one if need be."""
+        """Return the attempt that LINE is about, a new one if need be.
+
+        It has OLLAMA_LIBRARY_PATH or libDirs, and may have extra_envs; a line that was cut may lack any of them.
+        """
         values = line.attributes
-        libraries = records.paths(values.get("OLLAMA_LIBRARY_PATH", values.get("libDirs", "")))
-        extra = records.pairs(values["extra_envs"]) if "extra_envs" in values else None
+        text = values.get("OLLAMA_LIBRARY_PATH", values.get("libDirs"))
+        libraries = () if text is None else records.paths(text)
+        extra = records.pairs(values["extra_envs"]) if values.get("extra_envs", "").endswith("]") else None
         kind = pass_of(found, extra)
         path = libraries[-1] if libraries else None
 

@@ -82,6 +82,15 @@ def test_a_log_of_trace_level_that_grep_left_info_of_excludes_no_true_cause(name
     assert cause(SIDECARS[name]) <= set(candidates(found))
 
 
+@pytest.mark.parametrize("name", ["0.16.3-h100-eager-v13", "0.32.15-sim-hang-cuinit-info"])
+@pytest.mark.parametrize("width", [200, 120])
+def test_a_timeout_whose_line_is_cut_is_still_one(name: str, width: int) -> None:
+    shown = [line[:width] for line in at(name, "INFO").splitlines()]
+    found = reading.explain(b"\n".join(shown) + b"\n")
+    assert hung(found)
+    assert cause(SIDECARS[name]) & set(candidates(found))
+
+
 @pytest.mark.parametrize("name", ["0.16.3-healthy-nogpu", "0.16.3-sim-healthy", "0.32.15-healthy-nogpu"])
 @pytest.mark.parametrize("level", ["INFO", "DEBUG"])
 def test_a_lower_level_is_the_same_log_filtered(name: str, level: str) -> None:
