@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import functools
 import json
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +27,8 @@ UNSEEN = "unseen_timeout"  # a child may have timed out, and the log does not sh
 CUT = "cut_off"
 SAID_EARLIER = {"B": ("no_device", "filtered", "crashed", "http_error", "spawn_failed"),
                 "C": ("no_device", "filtered", "c_failed")}  # fmt: skip
+USUAL = "/usr/local/lib/ollama"  # what the tables' commands have
+PLACES = re.compile(re.escape(USUAL) + r"(?:/(cuda_v\d+)\b)?")
 CEILING = 0.95  # no log alone makes a cause certain
 
 
@@ -101,6 +105,17 @@ def stages(prerequisites: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(_rows()[row] for row in prerequisites if row in _rows()))
 
 
+def in_its_directory(command: str, facts: Facts) -> str:
+    """Return COMMAND for the install that the log names, instead of the usual place, and for the directory it is about."""
+    lib, directory = facts.get("lib_dir"), facts.get("directory")
+
+    def place(found: re.Match[str]) -> str:
+        inside = directory if found[1] and re.match("cuda_v", directory or "") else found[1]
+        return "/".join(filter(None, (shlex.quote(lib) if lib else USUAL, inside and shlex.quote(inside))))
+
+    return PLACES.sub(place, command)
+
+
 def _candidate(entry: dict[str, Any], weight: float, total: float, reasons: list[str], facts: Facts) -> Candidate:
     return Candidate(
         id=entry["id"],
@@ -112,7 +127,7 @@ def _candidate(entry: dict[str, Any], weight: float, total: float, reasons: list
         weight_why=entry["weight_why"],
         prerequisites=tuple(entry["prerequisites"]),
         stages=stages(entry["prerequisites"]),
-        next=entry["next"],
+        next=in_its_directory(entry["next"], facts),
         action=entry["action"],
         sources=tuple(entry["sources"]),
         not_seen=tuple(need["fact"] for need in entry["needs"] if _holds(need, facts) is None),

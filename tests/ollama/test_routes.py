@@ -241,3 +241,20 @@ def test_advice_fits_the_era_and_is_filled_in() -> None:
         assert entry["sources"]
     assert 'Environment="OLLAMA_DEBUG=2"' in of_b["debug_level"]["commands"][0]["command"]
     assert {entry["id"] for entry in statements.advice("A")} == {"era_a", "strace"}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({}, "gpu-discovery closure /usr/local/lib/ollama/cuda_v12/libggml-cuda.so"),
+        ({"lib_dir": "/usr/lib/ollama"}, "gpu-discovery closure /usr/lib/ollama/cuda_v12/libggml-cuda.so"),
+        (
+            {"lib_dir": "/srv/my ollama", "directory": "cuda_v13"},
+            "gpu-discovery closure '/srv/my ollama'/cuda_v13/libggml-cuda.so",
+        ),
+        ({"directory": "rocm"}, "gpu-discovery closure /usr/local/lib/ollama/cuda_v12/libggml-cuda.so"),
+    ],
+)
+def test_a_next_command_is_for_the_install_that_the_log_names(given: dict[str, Any], said: str) -> None:
+    found, _ = routes.candidates("no_device", dict.fromkeys(facts.NAMES) | given)
+    assert said in {candidate.next for candidate in found}
