@@ -28,6 +28,7 @@ CUT = "cut_off"
 SAID_EARLIER = {"B": ("no_device", "filtered", "crashed", "http_error", "spawn_failed"),
                 "C": ("no_device", "filtered", "c_failed")}  # fmt: skip
 USUAL = "/usr/local/lib/ollama"  # what the tables' commands have
+LONGEST = 200  # characters of a directory that is named in a command
 PLACES = re.compile(re.escape(USUAL) + r"(?:/(cuda_v\d+)\b)?")
 CEILING = 0.95  # no log alone makes a cause certain
 
@@ -107,11 +108,13 @@ def stages(prerequisites: Sequence[str]) -> tuple[str, ...]:
 
 def in_its_directory(command: str, facts: Facts) -> str:
     """Return COMMAND for the install that the log names, instead of the usual place, and for the directory it is about."""
-    lib, directory = facts.get("lib_dir"), facts.get("directory")
+    # A log may be anybody's: nothing that a shell or a terminal could take for more than the name of a directory.
+    lib, directory = facts.get("lib_dir") or "", facts.get("directory") or ""
+    top = shlex.quote(lib) if lib.startswith("/") and lib.isprintable() and len(lib) <= LONGEST else USUAL
 
     def place(found: re.Match[str]) -> str:
-        inside = directory if found[1] and re.match("cuda_v", directory or "") else found[1]
-        return "/".join(filter(None, (shlex.quote(lib) if lib else USUAL, inside and shlex.quote(inside))))
+        inside = directory if found[1] and re.fullmatch(r"cuda_v[\w.-]{1,40}", directory) else found[1]
+        return f"{top}/{inside}" if inside else top
 
     return PLACES.sub(place, command)
 

@@ -253,6 +253,11 @@ def test_advice_fits_the_era_and_is_filled_in() -> None:
             "gpu-discovery closure '/srv/my ollama'/cuda_v13/libggml-cuda.so",
         ),
         ({"directory": "rocm"}, "gpu-discovery closure /usr/local/lib/ollama/cuda_v12/libggml-cuda.so"),
+        (
+            {"lib_dir": "/x\nrm -rf y", "directory": "cuda_v1\nrm"},
+            "gpu-discovery closure /usr/local/lib/ollama/cuda_v12/libggml-cuda.so",
+        ),
+        ({"lib_dir": "/$(id)"}, "gpu-discovery closure '/$(id)'/cuda_v12/libggml-cuda.so"),
     ],
 )
 def test_a_next_command_is_for_the_install_that_the_log_names(given: dict[str, Any], said: str) -> None:
