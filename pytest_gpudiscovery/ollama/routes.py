@@ -107,7 +107,7 @@ def stages(prerequisites: Sequence[str]) -> tuple[str, ...]:
 
 
 def in_its_directory(command: str, facts: Facts) -> str:
-    """Return COMMAND for the install that the log names instead of the usual place, and for the directory it is about."""
+    """Return COMMAND for the install and the directory that the log names, instead of the usual place."""
     # A log may be anybody's: nothing that a shell or a terminal could take for more than the name of a directory.
     lib, directory = facts.get("lib_dir") or "", facts.get("directory") or ""
     top = shlex.quote(lib) if lib.startswith("/") and lib.isprintable() and len(lib) <= LONGEST else USUAL
