@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, pairwise
+from itertools import compress, islice, pairwise
 from operator import le
 
 from pytest_gpudiscovery.ollama.episodes import SECOND, Episode, Held, may_be_two
@@ -134,8 +134,9 @@ class Parts:
         parts = []
         for server in servers.values():
             own = {char for char, letter in present.items() if letter.server is server}
-            mine = [place for place, char in enumerate(chars[:known]) if char in own]
-            spelled = "".join([chars[place] for place in mine])
+            is_mine = list(map(own.__contains__, chars[:known]))
+            mine = list(compress(range(known), is_mine))
+            spelled = "".join(compress(chars, is_mine))
             if not self._is_alike(server, [present[char] for char in own]):
                 spelled = ""
             elif any(map(self._is_loose, own)):  # the line before it may be of another server
@@ -231,7 +232,7 @@ class Parts:
         opening = {char: opens(char) for char in present if char < FIRST_WORD}
         opening = {char: kind for char, kind in opening.items() if kind is not None}
         matter = {*opening, *(char for char in present if char >= FIRST_WORD), LOOSE}
-        for place in [place for place, char in enumerate(chars) if char in matter]:
+        for place in compress(range(length), list(map(matter.__contains__, chars))):
             char = chars[place]
             if char in opening:
                 counts = length if opening[char] else 0

@@ -29,7 +29,7 @@ from pytest_gpudiscovery.ollama.sessions import Server, Servers
 from pytest_gpudiscovery.ollama.words import Word
 
 WAITING = 64 << 10  # bytes that are looked at again when more lines have come
-SHORTEST, LONGEST = 4 << 10, 256 << 10  # bytes that are spelled at once
+SHORTEST, LONGEST = 4 << 10, 512 << 10  # bytes that are spelled at once
 
 
 class Repeats:

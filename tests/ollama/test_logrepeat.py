@@ -307,10 +307,10 @@ def test_of_two_servers_at_trace_most_is_not_read_and_no_word_is_lost(
     data = "".join(f"{line}\n" for line in lines).encode()
     with pytest.MonkeyPatch.context() as patch:
         in_full(patch)
-        whole = reading.read(data)
+        whole = explainer.read(io.BytesIO(data).read)
     tell = Mock(wraps=explainer._told)
     monkeypatch.setattr(explainer, "_told", tell)
-    short = reading.read(data)
+    short = explainer.read(blocks(data, iter([9000] * 200)))
     for one, other in zip(short.servers, whole.servers, strict=True):
         assert (one.builder.words, one.lines) == (other.builder.words, other.lines)
     assert min(len(server.builder.words) for server in short.servers) >= 5
