@@ -65,6 +65,7 @@ def _journal(text: str) -> str:
 
 DAY = GIN * 60 + DEBUG * 12 + CHILD * 20 + LOADS  # what a busy server writes between two starts
 DEBUG_REFRESH = functools.cache(lambda: logs.some(logs.refresh_b))
+TRACE_REFRESH = functools.cache(lambda: logs.some(lambda write: logs.refresh_b(write, trace=True)))
 PROMISED = 100  # MB/s of processor time
 KINDS: dict[str, Callable[[], str]] = {
     "requests": lambda: START + GIN * 100_000,
@@ -82,7 +83,7 @@ KINDS: dict[str, Callable[[], str]] = {
     "the same refreshes": lambda: START + REFRESH * 2000,
     "refreshes": DEBUG_REFRESH,
     "refreshes, era C": lambda: logs.some(logs.refresh_c, version="0.32.15"),
-    "refreshes at TRACE": lambda: logs.some(lambda write: logs.refresh_b(write, trace=True)),
+    "refreshes at TRACE": TRACE_REFRESH,
     "refreshes, all fail": lambda: logs.some(lambda write: logs.refresh_b(write, failed=True)),
     "refreshes, all slow": lambda: logs.some(lambda write: logs.refresh_b(write, slow=True)),
     "refreshes, 1 in 200 bad": lambda: logs.some(logs.now_and_then(200)),
@@ -92,6 +93,7 @@ KINDS: dict[str, Callable[[], str]] = {
     "refreshes, journal-json": lambda: logs.journal_json(DEBUG_REFRESH()),
     "two servers in turn": lambda: logs.two(DEBUG_REFRESH(), DEBUG_REFRESH(), logs.journal, block=6),
     "two servers line by line": lambda: logs.two(DEBUG_REFRESH(), DEBUG_REFRESH(), logs.journal, block=1),
+    "two at TRACE, at random": lambda: logs.two_at_random(TRACE_REFRESH(), TRACE_REFRESH(), logs.journal, longest=9),
     "model loads, INFO": lambda: logs.some(lambda write: logs.load(write, "INFO")),
     "model loads, DEBUG": lambda: logs.some(lambda write: logs.load(write, "DEBUG")),
     "model loads, journal": lambda: logs.journal(logs.some(lambda write: logs.load(write, "DEBUG"))),

@@ -330,11 +330,29 @@ def journal(text: str, pid: int = 7) -> str:
 
 def two(one: str, other: str, carry: Callable[[str, int], str], *, block: int) -> str:
     """Return the lines of two servers, BLOCK of one and then of the other, each under its own pid by CARRY."""
+    found, left, right = _two(one, other, carry)
+    for place in range(0, max(len(left), len(right)), block):
+        found += left[place : place + block] + right[place : place + block]
+    return "".join(found)
+
+
+def two_at_random(one: str, other: str, carry: Callable[[str, int], str], *, longest: int) -> str:
+    """Return the lines of two servers, likewise, in blocks of 1 to LONGEST lines, each of either; up to where one ends.
+
+    The same ones every time.
+    """
+    found, left, right = _two(one, other, carry)
+    sides, chance = [left[::-1], right[::-1]], Writer().random
+    while all(sides):
+        side = chance.choice(sides)
+        found += [side.pop() for _ in range(min(len(side), chance.randint(1, longest)))]
+    return "".join(found)
+
+
+def _two(one: str, other: str, carry: Callable[[str, int], str]) -> tuple[list[str], list[str], list[str]]:
+    """Return what is written once of two servers, and the lines of each."""
     (first, left), (second, right) = (
         [part.splitlines(keepends=True) for part in carry(text, pid).split(HEAD)]
         for text, pid in ((one, 7), (other, 8))
     )
-    found = [*first, *second, HEAD]
-    for place in range(0, max(len(left), len(right)), block):
-        found += left[place : place + block] + right[place : place + block]
-    return "".join(found)
+    return [*first, *second, HEAD], left, right

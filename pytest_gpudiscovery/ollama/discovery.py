@@ -57,6 +57,11 @@ class Builder:
         return self._open is None
 
     @property
+    def keeps_words(self) -> bool:
+        """Whether a child's word outside of any discovery tells something: of many the first are kept."""
+        return len(self.words) < WORDS
+
+    @property
     def another_at(self) -> float | None:
         """Return the time after which the start of a child begins another refresh; None: it does not."""
         found = self._open

@@ -46,6 +46,7 @@ class Held:
     took: bytes  # how long it took, as the server wrote it
     late: list[tuple[bytes, int]] = field(default_factory=list)  # of its child, behind them
     late_times: list[bytes] = field(default_factory=list)
+    words: list[tuple[bytes, int]] = field(default_factory=list)  # those of `late` that are read in full, always
 
 
 class Tally:

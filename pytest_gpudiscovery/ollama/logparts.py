@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import islice, pairwise
+from itertools import compress, islice, pairwise
 from operator import le
 
 from pytest_gpudiscovery.ollama.episodes import SECOND, Episode, Held, may_be_two
@@ -36,7 +36,9 @@ class Part:
     stops: list[int] = field(default_factory=list)
     firsts: list[bytes] = field(default_factory=list)
     lasts: list[bytes] = field(default_factory=list)
-    mute: list[int] = field(default_factory=list)  # a child's own words where not every line counts
+    # A child's own words behind a refresh, where not every line counts, and where every line does and they may be kept.
+    mute: list[int] = field(default_factory=list)
+    words: list[int] = field(default_factory=list)
 
     def before(self, line: int) -> int:
         """Return how many of the lines of this server are before LINE."""
@@ -128,12 +130,13 @@ class Parts:
             return [part], len(chars)
         known = len(chars)
         if max(spelled, default="") >= FIRST_WORD:
-            known = self._mute_late_words(text, window)
+            known = self._mute_late_words(text, present, window)
         parts = []
         for server in servers.values():
             own = {char for char, letter in present.items() if letter.server is server}
-            mine = [place for place, char in enumerate(chars[:known]) if char in own]
-            spelled = "".join([chars[place] for place in mine])
+            is_mine = list(map(own.__contains__, chars[:known]))
+            mine = list(compress(range(known), is_mine))
+            spelled = "".join(compress(chars, is_mine))
             if not self._is_alike(server, [present[char] for char in own]):
                 spelled = ""
             elif any(map(self._is_loose, own)):  # the line before it may be of another server
@@ -166,6 +169,8 @@ class Parts:
             if not part.head:
                 self._parse_unfinished(part, refrain, window)
                 return
+            late = refrain.late.match(part.letters, part.head)  # of that refresh, which nobody holds back
+            part.head = late.end() if late is not None else part.head
             held, part.end = False, part.head
         match = refrain.pattern.match
         while (found := match(part.letters, part.end)) is not None:
@@ -207,27 +212,35 @@ class Parts:
 
     @staticmethod
     def _is_late(part: Part, end: int, window: int) -> bool:
-        """Whether the letters of PART up to END, behind a refresh, change nothing; note those that are mute."""
+        """Whether the letters of PART up to END, behind a refresh, change nothing of any; note a child's own words."""
         words = [place for place in range(part.end, end) if part.letters[place] >= FIRST_WORD]
-        if words and (not part.alone or (not part.end and window > 0)):
-            return False  # every line counts
-        part.mute += words
+        builder = part.server.builder
+        if words and (not part.end and window > 0 if part.alone else not (builder.idle or part.head)):
+            return False  # every line counts; of several servers, where a refresh of this one is going on
+        if part.alone:
+            part.mute += words
+        elif builder.keeps_words:
+            part.words += words
         return True
 
-    def _mute_late_words(self, text: Spelling, counts: int) -> int:
+    def _mute_late_words(self, text: Spelling, present: Iterable[str], counts: int) -> int:
         """Take a child's own words out of TEXT where not every line counts, as the first COUNTS do.
 
-        Return up to where all is known.
+        PRESENT are its letters. Return up to where all is known.
         """
-        for place, char in enumerate(text.chars):
-            if char >= FIRST_WORD:
-                if place >= counts:
-                    text.chars[place] = ""
-                elif char == LOOSE:
-                    return place
-            elif char and self._known.speller.opens(char) is not None:
-                counts = len(text.chars) if self._known.speller.opens(char) else 0
-        return len(text.chars)
+        chars, length, opens = text.chars, len(text.chars), self._known.speller.opens
+        opening = {char: opens(char) for char in present if char < FIRST_WORD}
+        opening = {char: kind for char, kind in opening.items() if kind is not None}
+        matter = {*opening, *(char for char in present if char >= FIRST_WORD), LOOSE}
+        for place in compress(range(length), list(map(matter.__contains__, chars))):
+            char = chars[place]
+            if char in opening:
+                counts = length if opening[char] else 0
+            elif place >= counts:
+                chars[place] = ""
+            elif char == LOOSE:
+                return place
+        return length
 
     def _holds(self, episode: Episode) -> bool:
         """Whether EPISODE would now do what it did."""

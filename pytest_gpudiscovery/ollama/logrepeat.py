@@ -29,7 +29,7 @@ from pytest_gpudiscovery.ollama.sessions import Server, Servers
 from pytest_gpudiscovery.ollama.words import Word
 
 WAITING = 64 << 10  # bytes that are looked at again when more lines have come
-SHORTEST, LONGEST = 4 << 10, 256 << 10  # bytes that are spelled at once
+SHORTEST, LONGEST = 4 << 10, 512 << 10  # bytes that are spelled at once
 
 
 class Repeats:
@@ -46,12 +46,16 @@ class Repeats:
         self._held: dict[int, Held] = {}  # by the number of the server
         self._parts = Parts(self._known, servers, self._held)
         self._size = SHORTEST  # bytes that are spelled next
+        self._waits: tuple[bytes, int] | None = None  # a buffer, and where the lines begin in it that wait for more
         self._partial = False  # what was spelled last ends in the middle of something
 
     # What the reader asks.
 
     def skip(self, buffer: bytes, start: int, end: int) -> int:
         """Return where, at START or after it, the next line begins that must be read in full; or WAIT."""
+        waits, self._waits = self._waits, None
+        if waits is not None and waits[0] is buffer and waits[1] == start:
+            return WAIT
         if self._reader.window > 0:
             place = self._skip_nothing(buffer, start, end)
             if place > start:
@@ -63,6 +67,7 @@ class Repeats:
             before = place
             place = self._skip_alike(buffer, place, end)
             if place == WAIT and before > start:
+                self._waits = buffer, before
                 return before
             if place in (before, WAIT):
                 return place
@@ -99,7 +104,9 @@ class Repeats:
             stop = buffer.rfind(b"\n", place, min(end, place + self._size)) + 1
             text = self._speller.spell(buffer, place, stop, number) if stop > place else None
             self._partial = True
-            taken = self._take(text) if text is not None else 0
+            waits = stop == end and end - place < WAITING and self._reader.may_wait
+            grows = stop < end and self._size < LONGEST
+            taken = self._take(text, cut=not (text.known and (waits or grows))) if text is not None else 0
             more = text is None or (text.known and self._partial and stop < end)
             if taken and text is not None:
                 place = text.after(taken)
@@ -107,17 +114,18 @@ class Repeats:
                 if stop < end or not text.known:
                     self._size = min(LONGEST, 2 * self._size) if more else max(SHORTEST, (place - text.place) // 2)
                 return place
-            partial = text is not None and text.known and self._partial
-            if partial and stop == end and end - place < WAITING and self._reader.may_wait:
+            if text is not None and text.known and self._partial and waits:
                 return WAIT
             if not more or self._size >= LONGEST:
                 self._size = SHORTEST
                 return place
             self._size *= 2
 
-    def _take(self, text: Spelling) -> int:
-        """Leave out lines of TEXT, from the first on; return how many."""
+    def _take(self, text: Spelling, *, cut: bool) -> int:
+        """Leave out lines of TEXT, from the first on; return how many. CUT says that there will not be more of it."""
         parts, end = self._parts.of(text, self._reader.window)
+        if end < len(text.chars):  # more lines would not tell what that one is
+            cut, self._partial = True, False
         unknown = [part for part in parts if part.end < len(part.at) and part.at[part.end] < end]
         if unknown:
             first = min(unknown, key=lambda part: part.at[part.end])
@@ -130,6 +138,9 @@ class Repeats:
             for part in parts:
                 end = part.uncut(end)
         if not end and any(part.starts for part in parts):
+            if not cut:
+                self._partial = True
+                return 0
             end = limit  # of several servers one is in the middle of a refresh, always: those are read in full
         taken = [part for part in parts if part.at[0] < end]
         refreshes = sum(part.whole(end) for part in taken)
@@ -173,7 +184,8 @@ class Repeats:
         if held is not None:
             late = [index for index in range(place, tail) if index not in mute]
             held.late += [text.line(part.at[index]) for index in late]
-            held.late_times += [part.times[index] for index in late]
+            held.words += [text.line(part.at[index]) for index in part.words if place <= index < tail]
+            held.late_times += [part.times[index] for index in late if part.times[index]]
         rest = range(max(tail, len(lines)), part.before(end))
         if lines or rest:
             self._known.break_off(part.server)
@@ -190,7 +202,11 @@ class Repeats:
         if before is not None:
             self._count_held(before)
         if start > part.head:
-            tally.add_lines(server, last.carrier, start - part.head - bisect_left(part.mute, start))
+            words = part.words[: bisect_left(part.words, start)]
+            for place in words:
+                self._read(*text.line(part.at[place]))
+            left_out = start - part.head - bisect_left(part.mute, start) - len(words)
+            tally.add_lines(server, last.carrier, left_out)
             tally.span(last, min(part.times[part.head : start]), max(part.times[part.head : start]))
         took = [text.duration(part.at[place - 1]) for place in part.stops[:count]]
         episodes = part.episodes[: count - 1]
@@ -210,7 +226,10 @@ class Repeats:
     def _count_held(self, held: Held) -> None:
         episode, times = held.episode, (held.first, held.last, *held.late_times)
         self._tally.count(episode, [held.took], lambda _: held.first, lambda _: held.lines[0][1])
-        self._tally.add_lines(episode.server, episode.carrier, len(held.lines) + len(held.late))
+        for line in held.words:
+            self._read(*line)
+        left_out = len(held.lines) + len(held.late) - len(held.words)
+        self._tally.add_lines(episode.server, episode.carrier, left_out)
         self._tally.span(episode, min(times), max(times))
 
     # What is read in full.

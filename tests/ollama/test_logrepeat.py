@@ -8,12 +8,23 @@ import random
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from pytest_gpudiscovery.ollama import children, explainer, lineshape, logrepeat, logrun, postmortem, shape, words
+from pytest_gpudiscovery.ollama import (
+    children,
+    discovery,
+    explainer,
+    lineshape,
+    logrepeat,
+    logrun,
+    postmortem,
+    shape,
+    words,
+)
 from pytest_gpudiscovery.ollama.explainer import Log as Read
 from pytest_gpudiscovery.ollama.loghints import Dull, may_tell
 from pytest_gpudiscovery.ollama.logrepeat import Repeats
@@ -177,6 +188,7 @@ def test_the_same_is_said_when_every_line_is_read(seed: int, sizes: list[int]) -
         patch.setattr(logrun, "RUN", 12)
         patch.setattr(logrun, "SETTLED", 3)
         patch.setattr(children, "ATTEMPTS", 4)
+        patch.setattr(discovery, "WORDS", 3)
         patch.setattr(logrepeat, "SHORTEST", 300)  # bytes that are looked at together: more than once in so short a log
         short, whole = both(mixed(seed), sizes)
     assert short == whole
@@ -269,6 +281,40 @@ def test_of_two_servers_line_by_line_most_is_not_read(step: int) -> None:
     assert [server.builder.all_refreshes.seen for server in found.servers] == [300, 300]
     assert sum(server.lines for server in found.servers) == count
     assert found.lines_looked_at < count / 5
+
+
+@pytest.mark.parametrize("kept", [5, 1000])
+def test_of_two_servers_at_trace_most_is_not_read_and_no_word_is_lost(
+    kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def says(log: Log) -> None:
+        log.raw(CHILD[0])
+
+    monkeypatch.setattr(discovery, "WORDS", kept)
+    rng = random.Random(1)
+    texts = []
+    for seed in (1, 2):
+        log = gpu(spawn(begin(Log(1_700_000_000.0 + seed), debug="DEBUG-4")).at(0.5))
+        for index in range(200):
+            refresh(log.at(2), "healthy", 1000 + index, says)
+            if rng.random() < 0.5:  # the pipe is slower than the answer
+                log.put("runner.go:1446", f"Server listening on 127.0.0.1:{1000 + index}").raw(*CHILD[:1] * 2)
+        texts.append([f"Feb 25 08:54:04 host ollama[{seed}]: {line}" for line in log.lines][::-1])
+    lines: list[str] = []
+    while any(texts):
+        text = rng.choice(texts)
+        lines += [text.pop() for _ in range(min(len(text), rng.randint(1, 9)))]
+    data = "".join(f"{line}\n" for line in lines).encode()
+    with pytest.MonkeyPatch.context() as patch:
+        in_full(patch)
+        whole = explainer.read(io.BytesIO(data).read)
+    tell = Mock(wraps=explainer._told)
+    monkeypatch.setattr(explainer, "_told", tell)
+    short = explainer.read(blocks(data, iter([9000] * 200)))
+    for one, other in zip(short.servers, whole.servers, strict=True):
+        assert (one.builder.words, one.lines) == (other.builder.words, other.lines)
+    assert min(len(server.builder.words) for server in short.servers) >= 5
+    assert tell.call_count - sum(len(server.builder.words) for server in short.servers) < len(lines) / 8
 
 
 def test_loads_without_the_line_of_a_refresh_are_counted() -> None:
