@@ -3,10 +3,9 @@
     python ci/bench/explain.py [--size MB] [--kinds 'requests;debug;...'] [--check]
 
 For each kind of log a file of --size MB (default 1000) is written to the temporary directory; in a process of its own
-it is read plainly, then explained twice, of which the faster counts: what else runs on a machine is not its time. Prints
-MB per second of processor time for both, their ratio, MB/s by the wall clock, and the peak resident size of the process
-for a tenth of the size and for all of it. The promise: 100 MB/s of
-processor time, in constant memory.
+it is read plainly, then explained twice, of which the faster counts: what else runs on the machine is not its time.
+Prints MB per second of processor time for both, their ratio, MB/s by the wall clock, and the peak resident size of the
+process for a tenth of the size and for all of it. The promise: 100 MB/s of processor time, in constant memory.
 """
 
 from __future__ import annotations
