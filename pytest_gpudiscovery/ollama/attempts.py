@@ -12,14 +12,17 @@ UNKNOWN = "unknown"
 # How an attempt ended. The first ones are told by the line "failure during GPU discovery".
 TIMED_OUT, CRASHED, HTTP_ERROR, WRONG_SERVER = "timed_out", "crashed", "http_error", "wrong_server"
 SPAWN_FAILED, FAILED = "spawn_failed", "failed"
+CANCELED = "canceled"  # given up because the server was told to stop
 EXITED, NO_DEVICE, DEVICES = "exited", "no_device", "devices"
 ENDED, OPEN = "ended", "open"  # it ended, and the log does not say how; it has not ended in this log
+FIRST_PASS = "first_pass"  # noqa: S105 - a name of a pass
 VALIDATION = "validation"  # the second pass, its children at once
 SHORTEST_S = 29.5  # of the times after which a server gives a child up at its start, by coarse time stamps
 
 # error= of that line, v0.16.3:ml/device.go:622-670; v0.32.15:discover/runner.go:584 and llama_server.go:152
 TIMEOUTS = ("failed to finish discovery before timeout", "context deadline exceeded")
 _ERRORS = (
+    (re.compile(r"context canceled"), CANCELED),
     (re.compile("|".join(TIMEOUTS)), TIMED_OUT),
     (re.compile(r"runner crashed"), CRASHED),
     (re.compile(r"runner error: "), HTTP_ERROR),
@@ -42,6 +45,15 @@ def outcome_of(error: str) -> str:
 def cut_timeout(error: str, took_s: float | None) -> bool:
     """Whether ERROR is what a cut line left of a timeout's, and the time fits: no other failure takes 30 s."""
     return took_s is not None and took_s >= SHORTEST_S and any(text.startswith(error) for text in TIMEOUTS)
+
+
+def too_soon(attempt: Attempt) -> bool:
+    """Whether ATTEMPT, of the first pass, was given up long before its time: the server was told to stop.
+
+    Era B has the words of a timeout for that too (v0.16.3:ml/device.go:630).
+    """
+    took = attempt.duration_s
+    return attempt.kind == FIRST_PASS and attempt.announced and took is not None and took < SHORTEST_S
 
 
 def paths(text: str) -> tuple[str, ...]:
@@ -245,10 +257,17 @@ class Discovery:
         return took - alone - parallel >= SHORTEST_S
 
     @property
+    def canceled(self) -> bool:
+        """Whether the server was told to stop before a child had answered."""
+        return any(attempt.outcome == CANCELED for attempt in self.attempts)
+
+    @property
     def found_gpu(self) -> bool | None:
-        """Whether a GPU was kept; None while the log has no result."""
+        """Whether a GPU was kept; None while the log has no result, or that of a server that was told to stop."""
         if any(device.is_gpu for device in self.devices):
             return True
+        if self.canceled:
+            return None
         if self.devices or self.total_vram == "0 B" or "a.none" in self.events:
             return False
         return None

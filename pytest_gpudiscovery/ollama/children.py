@@ -106,6 +106,8 @@ class Children:
         self._ended(attempt, line)
         if attempt.outcome == records.FAILED and records.cut_timeout(attempt.error, attempt.duration_s):
             attempt.outcome = records.TIMED_OUT
+        elif attempt.outcome == records.TIMED_OUT and found.kind == "bootstrap" and records.too_soon(attempt):
+            attempt.outcome = records.CANCELED
 
     def took(self, found: Discovery, line: LogLine, _: Message) -> None:
         """How long a child took, as the server measured it."""

@@ -196,6 +196,9 @@ def _result(server: Server, discovery: Discovery, hung: list[Attempt]) -> Iterat
         late = sum(entry.duration_s or 0.0 for entry in hung if entry.kind != eras.VALIDATION)
         if late >= 1.0:
             yield say("found.late", late_s=late)
+    elif discovery.canceled:
+        given_up = next(entry for entry in discovery.attempts if entry.outcome == records.CANCELED)
+        yield say("canceled", after_s=given_up.duration_s or 0.0)
     elif discovery.complete and may_hide_a_timeout(server, discovery):
         took = discovery.duration_s
         why = "the log does not say how long it took" if took is None else f"it took {took:.3f} s"

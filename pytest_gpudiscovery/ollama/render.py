@@ -19,6 +19,7 @@ OUTCOMES = {
     "wrong_server": "another server answered",
     "spawn_failed": "could not be started",
     "failed": "failed",
+    "canceled": "given up: the server was told to stop",
     "exited": "exited",
     "no_device": "no device",
     "devices": "found",

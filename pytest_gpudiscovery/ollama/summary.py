@@ -41,9 +41,12 @@ def of(server: Server, starts: Sequence[Discovery]) -> str:
     if last.found_gpu is False:
         why = timed or _why(server, last)
         return f"no GPU: {why}"
+    after = f", after {timed}" if timed else ""
+    if last.canceled:
+        return f"cannot tell: the server was told to stop before its discovery had ended{after}"
     if server.mixed:
         return "cannot tell: two servers are mixed and nothing tells them apart"
-    return f"cannot tell: the log ends before discovery has{', after ' + timed if timed else ''}"
+    return f"cannot tell: the log ends before discovery has{after}"
 
 
 def _why(server: Server, discovery: Discovery) -> str:

@@ -69,6 +69,7 @@ CAUSES: dict[str, set[str] | None] = {
     "jetpack": {"F2"},
     "llm-library-v12": {"F2"},
     "loopback-only": {"F2"},
+    "memory-cgroup": {"K1"},
     "no-loopback": {"R17"},
     "nproc": {"F15"},
     "override-warning": {"F2"},
@@ -87,6 +88,7 @@ CAUSES: dict[str, set[str] | None] = {
     "preload-spin": {"R8"},
     "sigkill": {"K1", "K3", "C7"},
     "sigstop": {"R20"},
+    "stopped-early": None,  # before its time was up
     "tmpdir-missing": {"H1"},
     "tmpdir-unwritable": {"H1"},
     "ulimit-v-1g": None,

@@ -91,6 +91,19 @@ def test_a_timeout_whose_line_is_cut_is_still_one(name: str, width: int) -> None
     assert cause(SIDECARS[name]) & set(candidates(found))
 
 
+@pytest.mark.parametrize("name", ["0.16.3-stopped-early", "0.32.15-stopped-early"])
+def test_a_server_that_was_told_to_stop_gave_no_answer(name: str) -> None:
+    """Era B has the words of a timeout for it, after four seconds."""
+    for level in levels(name):
+        found = explained(name, level)
+        assert found["summary"] == "cannot tell: the server was told to stop before its discovery had ended"
+        (server,) = found["servers"]
+        assert {attempt["outcome"] for attempt in server["discoveries"][0]["attempts"]} == {"canceled"}
+        assert {"canceled"} <= {entry["id"] for entry in server["conclusions"]}
+        assert not {"timeout.meaning", "fast", "unseen"} & {entry["id"] for entry in server["conclusions"]}
+        assert server["analyses"] == []
+
+
 @pytest.mark.parametrize("name", ["0.16.3-healthy-nogpu", "0.16.3-sim-healthy", "0.32.15-healthy-nogpu"])
 @pytest.mark.parametrize("level", ["INFO", "DEBUG"])
 def test_a_lower_level_is_the_same_log_filtered(name: str, level: str) -> None:
