@@ -66,13 +66,13 @@ class Thinner:
         return data
 
     def _take(self, block: bytes) -> None:
-        data = self._rest + block if self._rest else block
-        cut = data.rfind(b"\n") + 1
-        if not cut and len(data) < LINE_LIMIT:
-            self._rest = data
+        cut = block.rfind(b"\n") + 1
+        if not cut and len(self._rest) + len(block) < LINE_LIMIT:
+            self._rest += block
             return
-        cut = cut or len(data)
-        lines, self._rest = data[:cut] if cut < len(data) else data, data[cut:]
+        cut = cut or len(block)
+        # One copy, not three: each page of a new megabyte costs as much as what is then done with it.
+        lines, self._rest = b"".join((self._rest, memoryview(block)[:cut])), block[cut:]
         place = self._end
         self._end += len(lines)
         marks = self._marks(lines) if ROUTES in lines and (CONFIG in lines or LISTENING in lines) else []
