@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from pytest_gpudiscovery.ollama.eras import FIRST_PASS, VALIDATION
 from pytest_gpudiscovery.ollama.words import Word
 
 UNKNOWN = "unknown"
@@ -15,8 +16,6 @@ SPAWN_FAILED, FAILED = "spawn_failed", "failed"
 CANCELED = "canceled"  # given up because the server was told to stop
 EXITED, NO_DEVICE, DEVICES = "exited", "no_device", "devices"
 ENDED, OPEN = "ended", "open"  # it ended, and the log does not say how; it has not ended in this log
-FIRST_PASS = "first_pass"  # noqa: S105 - a name of a pass
-VALIDATION = "validation"  # the second pass, its children at once
 SHORTEST_S = 29.5  # of the times after which a server gives a child up at its start, by coarse time stamps
 
 # error= of that line, v0.16.3:ml/device.go:622-670; v0.32.15:discover/runner.go:584 and llama_server.go:152

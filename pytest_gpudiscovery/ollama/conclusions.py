@@ -18,7 +18,7 @@ from pytest_gpudiscovery.ollama.statements import Statement, say
 OVERDUE_S = 130.0  # four directories of 30 s and some: longer is no discovery of era B or C any more
 SLOW = 0.5  # of a budget
 # How late a timeout is when a request was pending, or at most when nothing listened; 30 and 2 ms were recorded.
-PENDING_MS, REFUSED_MS = 18.0, 8.0
+REFUSED_MS = 8.0
 BLOCKED_S = 60.0  # era A without a result for this long: cuInit takes seconds at most
 
 
@@ -118,7 +118,7 @@ def _times(server: Server, discovery: Discovery, attempt: Attempt, budget: float
     if whole is not None and not attempt.announced and attempt.took_s is None and budget <= whole < budget + 1.0:
         yield say("timeout.slack", slack_s=whole - budget, whole_s=whole, budget_s=budget)
     over = facts.of(server, discovery, attempt)["overrun_ms"]
-    if over is not None and over >= PENDING_MS:
+    if over is not None and over >= facts.EXACT_MS:
         unless = "" if attempt.announced else ", unless something slow came before it"
         yield say("timeout.pending", over_ms=over, budget_s=budget, unless=unless)
     elif over is not None and over <= REFUSED_MS and attempt.announced:

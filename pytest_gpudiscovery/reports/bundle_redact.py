@@ -190,7 +190,7 @@ class Redactor:
     def _spelled_uuid(self, found: re.Match[str]) -> str:
         digits = found["digits"].replace("-", "").lower()[:32]
         if len(digits) == 32 and digits not in self._digits and digits != NULL_UUID:
-            self._digits[digits] = self._name("gpu", digits)
+            self._digits[digits] = self._name("mig" if found["kind"].upper() == "MIG-" else "gpu", digits)
             return self._digits[digits]
         return self._short_uuid(found)
 
